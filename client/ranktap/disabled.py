@@ -1,0 +1,28 @@
+"""The tap of RANKTAP_DISABLED=1: the same methods, no thread, no socket, no check."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ranktap.tap import Tap
+
+
+def _nothing(self: DisabledTap, *args: Any, **named: Any) -> None:
+    """Do nothing."""
+
+
+class DisabledTap(Tap):
+    """Takes everything and does nothing; `flush` and `close` return True."""
+
+    def __init__(self, run: str, rank: int, world_size: int) -> None:
+        self.run = run
+        self.rank = rank
+        self.world_size = world_size
+
+    step = scalar = scalars = histogram = image = images = image_grid = text = _nothing  # type: ignore[assignment]
+
+    def flush(self, timeout: float = 0.0) -> bool:
+        return True
+
+    def close(self, timeout: float = 0.0) -> bool:
+        return True

@@ -1,0 +1,108 @@
+"""A daemon for this machine, started by whichever local rank comes first.
+
+It is a `ranktapd` like any other, in a session of its own: it outlives the job until
+everything is written, ends by itself, and is started again if it was killed. The
+daemon holds a lock file in the logdir while it lives; whoever finds the lock free
+starts one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ranktap_wire import places
+
+logger = logging.getLogger("ranktap")
+
+START_TIMEOUT_S = 60
+"""Importing from a cold network file system takes many seconds."""
+
+
+def check_installed() -> None:
+    """Raise ModuleNotFoundError, with what to install, when no daemon can be started from here."""
+    missing = [name for name in ("tensorboard", "isal") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"logdir= starts a ranktapd in this environment, which lacks {' and '.join(missing)}: "
+            "pip install 'ranktap[daemon]', or give endpoint= of a ranktapd elsewhere"
+        )
+
+
+class EmbeddedDaemon:
+    """Finds the daemon of a logdir, and starts it when there is none."""
+
+    def __init__(self, logdir: Path) -> None:
+        self.logdir = logdir
+
+    def locate(self) -> str:
+        """The endpoint of the daemon that has this logdir.
+
+        Raises:
+            OSError: there is none and it cannot be started; the message has its own words.
+        """
+        endpoint = self._running()
+        if endpoint is not None:
+            return endpoint
+        self.logdir.mkdir(parents=True, exist_ok=True)
+        # One rank starts it; the others wait here until it is ready.
+        with _locked(self.logdir / ".ranktap.starting"):
+            endpoint = self._running()
+            if endpoint is None:
+                self._start()
+                endpoint = self._running()
+        if endpoint is None:
+            raise OSError(f"the embedded daemon of {self.logdir} ended at once")
+        return endpoint
+
+    def _running(self) -> str | None:
+        """The first endpoint of the daemon that holds the logdir's lock; None when it is free."""
+        try:
+            with open(places.lock_path(self.logdir)) as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return lock.readline().strip() or self._endpoint()
+        except FileNotFoundError:
+            return None
+        return None
+
+    def _endpoint(self) -> str:
+        return f"ipc://{places.embedded_socket(self.logdir)}"
+
+    def _start(self) -> None:
+        socket = places.embedded_socket(self.logdir)
+        socket.parent.mkdir(mode=0o700, exist_ok=True)
+        if socket.parent.stat().st_uid != os.getuid():
+            raise OSError(f"{socket.parent} belongs to another user")
+        command = [sys.executable, "-m", "ranktapd", "--embedded", "--logdir", str(self.logdir)]
+        command += ["--listen", self._endpoint()]
+        try:
+            # It returns when the daemon that it left behind is ready, or with its error.
+            subprocess.run(
+                command,
+                check=True,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=START_TIMEOUT_S,
+            )
+        except subprocess.CalledProcessError as error:
+            lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+            raise OSError(f"the embedded daemon did not start: {lines[-1]}") from None
+        except subprocess.TimeoutExpired:
+            raise OSError(f"the embedded daemon was not ready in {START_TIMEOUT_S} s") from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

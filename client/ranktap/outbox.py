@@ -1,0 +1,260 @@
+"""What was logged and has not been sent: bounded columns and blobs.
+
+The training thread only appends; the sender thread takes. Scalars go to `rows`, one
+flat list with four items a scalar:
+
+    tag index, step, wall time, value,   tag index, step, wall time, value, ...
+
+`rows += (a, b, c, d)` is one append under the interpreter's own lock, so scalars from
+several threads never mix; the sender takes `rows[:n]` and deletes `rows[:n]`, so the
+list is never replaced and nothing that is appended meanwhile is lost. Four arrays
+would need a lock around four appends, a deque of tuples would cost the garbage
+collector a visit to each (measured on the same machine: 0.30 us a call against 0.46 us).
+
+Memory: everything not yet acknowledged counts, up to `memory_bytes`. Blobs may take four
+fifths of it, so that a fifth stays for scalars. What does not fit is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ranktap.staging import Snapshot
+from ranktap_wire import limits
+from ranktap_wire.records import Across, Batch, Blob, Columns, Kind, byte_view
+
+ROW_ITEMS = 4
+ROW_BYTES = 128
+"""A scalar in `rows`: four references, two floats and mostly an int."""
+COLUMN_ROW_BYTES = 28
+BLOB_BYTES = 1 * limits.KIB
+"""A blob besides its data: its objects here, its header on the wire."""
+BATCH_BYTES = 4 * limits.KIB
+"""A batch besides its records: arrays, frames, tag table."""
+BLOBS_SHARE = 0.8
+HEADER_TARGET_BYTES = limits.HEADER_BYTES - 16 * limits.KIB
+
+
+@dataclass(slots=True)
+class Pending:
+    """A blob and, for a copy from a device that is under way, how to ask for it."""
+
+    blob: Blob
+    arrived: Callable[[], bool] | None
+
+
+@dataclass(slots=True)
+class PendingScalar:
+    """A scalar whose value is on its way from a device."""
+
+    tag_index: int
+    step: int
+    wall_time: float
+    value: Snapshot
+
+
+@dataclass(slots=True)
+class Sealed:
+    """A batch ready to be numbered, and what it takes of the memory."""
+
+    batch: Batch
+    scalar_bytes: int
+    blob_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.scalar_bytes + self.blob_bytes
+
+
+class Outbox:
+    """One tap's memory. The sender calls `take` and `release`; everything else may be called by any
+    thread."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
+        self.rows: list[int | float] = []
+        self.row_limit = 0
+        """Items that `rows` may hold; the caller compares before it appends."""
+        self.tags: list[str] = []
+        self.policies: list[Across] = []
+        self.dropped_scalars = 0
+        self.dropped_blobs = 0
+        self._blobs: deque[Pending] = deque()
+        self._scalars: deque[PendingScalar] = deque()
+        self._lock = threading.Lock()
+        self._scalar_bytes = 0  # sealed columns, and scalars on their way from a device
+        self._blob_bytes = 0
+        self._closed = False
+        self._set_row_limit()
+
+    # -- the training thread's side ---------------------------------------------------
+
+    def add_tag(self, tag: str, policy: Across) -> int:
+        """The index of a tag that has none yet."""
+        with self._lock:
+            self.tags.append(tag)
+            self.policies.append(policy)
+            return len(self.tags) - 1
+
+    def add_blob(self, blob: Blob, arrived: Callable[[], bool] | None) -> bool:
+        """Keep a blob; False when there is no room for it, and it was counted."""
+        nbytes = _blob_bytes(blob)
+        with self._lock:
+            held = self._blob_bytes + nbytes
+            if (
+                self._closed
+                or held > BLOBS_SHARE * self.memory_bytes
+                or held + self._scalar_bytes > self.memory_bytes
+            ):
+                self.dropped_blobs += 1
+                return False
+            self._blob_bytes = held
+            self._blobs.append(Pending(blob, arrived))
+            return True
+
+    def has_room_for(self, nbytes: int) -> bool:
+        """Whether a blob of so many bytes would be kept now: asked before it is copied."""
+        with self._lock:
+            held = self._blob_bytes + nbytes + BLOB_BYTES
+            fits = (
+                not self._closed
+                and held <= BLOBS_SHARE * self.memory_bytes
+                and held + self._scalar_bytes <= self.memory_bytes
+            )
+            if not fits:
+                self.dropped_blobs += 1
+            return fits
+
+    def add_device_scalar(self, scalar: PendingScalar) -> bool:
+        """Keep a scalar that is on its way; False when there is no room, and it was counted."""
+        with self._lock:
+            if self.row_limit <= 0:
+                self.dropped_scalars += 1
+                return False
+            self._scalars.append(scalar)
+            self._scalar_bytes += ROW_BYTES
+            return True
+
+    def drop_scalars(self, count: int) -> None:
+        with self._lock:
+            self.dropped_scalars += count
+
+    @property
+    def dropped(self) -> int:
+        return self.dropped_scalars + self.dropped_blobs
+
+    @property
+    def pending_blob_bytes(self) -> int:
+        return self._blob_bytes
+
+    def close(self) -> None:
+        """Take nothing more: what is logged from now on counts as dropped."""
+        with self._lock:
+            self._closed = True
+            self.row_limit = -1
+
+    # -- the sender's side ------------------------------------------------------------
+
+    def __bool__(self) -> bool:
+        """Whether anything waits to be taken."""
+        return bool(self.rows or self._blobs or self._scalars)
+
+    @property
+    def row_bytes(self) -> int:
+        """What waits as rows, at its size in columns."""
+        return len(self.rows) // ROW_ITEMS * COLUMN_ROW_BYTES
+
+    def take(self) -> Sealed | None:
+        """The next batch: records in the order in which they came, a kind at a time; None when
+        nothing has arrived."""
+        columns = self._take_columns()
+        blobs, blob_bytes = self._take_blobs()
+        if columns is None and not blobs:
+            self._set_row_limit()
+            return None
+        scalar_bytes = BATCH_BYTES
+        if columns is not None:
+            scalar_bytes += len(columns) * COLUMN_ROW_BYTES + sum(map(len, columns.tags))
+        with self._lock:
+            self._scalar_bytes += scalar_bytes
+        self._set_row_limit()
+        batch = Batch(columns, blobs, self.dropped_scalars, self.dropped_blobs)
+        return Sealed(batch, scalar_bytes, blob_bytes)
+
+    def release(self, sealed: Sealed) -> None:
+        """A batch was acknowledged, its memory is free again."""
+        with self._lock:
+            self._scalar_bytes -= sealed.scalar_bytes
+            self._blob_bytes -= sealed.blob_bytes
+        self._set_row_limit()
+
+    def _set_row_limit(self) -> None:
+        with self._lock:
+            if not self._closed:
+                free = self.memory_bytes - self._scalar_bytes - self._blob_bytes
+                self.row_limit = max(0, free // ROW_BYTES) * ROW_ITEMS
+
+    def _take_columns(self) -> Columns | None:
+        count = min(len(self.rows) // ROW_ITEMS, limits.SCALARS)
+        taken = self.rows[: count * ROW_ITEMS]
+        del self.rows[: count * ROW_ITEMS]
+        while self._scalars and count < limits.SCALARS:
+            scalar = self._scalars[0]
+            if scalar.value.arrived is not None and not scalar.value.arrived():
+                break
+            value = _first_value(scalar.value)
+            taken += (scalar.tag_index, scalar.step, scalar.wall_time, value)
+            count += 1
+            with self._lock:
+                self._scalars.popleft()
+                self._scalar_bytes -= ROW_BYTES
+        return self._columns(taken) if count else None
+
+    def _columns(self, rows: list[int | float]) -> Columns:
+        index = np.array(rows[0::ROW_ITEMS], np.int32)
+        # This batch's own tag table: only what occurs in it, in the order of first use.
+        used = np.flatnonzero(np.bincount(index))
+        local = np.empty(int(used[-1]) + 1, np.int32)
+        local[used] = np.arange(len(used), dtype=np.int32)
+        tags = [self.tags[i] for i in used.tolist()]
+        return Columns(
+            tags=tags,
+            across=np.array([self.policies[i] for i in used.tolist()], np.uint8),
+            tag_index=local[index],
+            step=np.array(rows[1::ROW_ITEMS], np.int64),
+            wall_time=np.array(rows[2::ROW_ITEMS], np.float64),
+            value=np.array(rows[3::ROW_ITEMS], np.float64),
+        )
+
+    def _take_blobs(self) -> tuple[list[Blob], int]:
+        blobs: list[Blob] = []
+        total = header_bytes = 0
+        while self._blobs and len(blobs) < limits.BLOBS // 2:
+            pending = self._blobs[0]
+            if pending.arrived is not None and not pending.arrived():
+                break
+            nbytes = _blob_bytes(pending.blob)
+            header_bytes += 256 + len(pending.blob.tag.encode())
+            if blobs and (
+                total + nbytes > limits.BATCH_TARGET_BYTES or header_bytes > HEADER_TARGET_BYTES
+            ):
+                break
+            self._blobs.popleft()
+            blobs.append(pending.blob)
+            total += nbytes
+        return blobs, total
+
+
+def _blob_bytes(blob: Blob) -> int:
+    edges = 0 if blob.edges is None else byte_view(blob.edges).nbytes
+    return byte_view(blob.data).nbytes + edges + BLOB_BYTES
+
+
+def _first_value(value: Snapshot) -> float:
+    blob = Blob(Kind.HISTOGRAM, "", 0, 0.0, Across.EACH, value.dtype, (1,), {}, value.bits)
+    return float(blob.array()[0])

@@ -1,0 +1,114 @@
+"""Who am I: rank, world size and job, from the environment.
+
+The first launcher that speaks wins: torchrun, Slurm, Open MPI, then an initialised
+`torch.distributed`; else this process is alone. Every rank of a job comes to the
+same answer without talking to the others.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A process's place in its job."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    job: str | None
+    """What all ranks of this job, and no other job, call it; None when nothing tells."""
+    launcher: str
+
+
+# (launcher, rank, world size, local rank)
+_LAUNCHERS = (
+    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
+
+
+def identify(environ: Mapping[str, str] | None = None) -> Identity:
+    """This process's identity.
+
+    Raises:
+        ValueError: a launcher's variable is no number; it is named.
+    """
+    environ = os.environ if environ is None else environ
+    for launcher, rank_name, size_name, local_name in _LAUNCHERS:
+        if rank_name not in environ or size_name not in environ:
+            continue
+        rank, world_size = _whole(environ, rank_name), _whole(environ, size_name)
+        local_rank = _whole(environ, local_name) if local_name in environ else 0
+        # An interactive Slurm shell has these variables too, and is alone.
+        if world_size == 1 and launcher == "Slurm" and "SLURM_STEP_ID" not in environ:
+            continue
+        return Identity(rank, world_size, local_rank, _job(launcher, environ), launcher)
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return Identity(
+            distributed.get_rank(), distributed.get_world_size(), 0, None, "torch.distributed"
+        )
+    return Identity(0, 1, 0, None, "none")
+
+
+def run_name(identity: Identity, comment: str = "") -> str | None:
+    """The name of a run for which none was given; None when the ranks could not agree on one.
+
+    A job's id where a launcher gives one; for a process that is alone what torch's
+    SummaryWriter uses: date, time and host.
+    """
+    if identity.job is not None:
+        return identity.job + comment
+    if identity.world_size == 1:
+        return _dated(datetime.now()) + comment
+    return None
+
+
+def _job(launcher: str, environ: Mapping[str, str]) -> str | None:
+    if launcher == "torchrun":
+        job = environ.get("TORCHELASTIC_RUN_ID")
+        if job not in (None, "", "none"):
+            return job
+        # Without --rdzv-id torchrun calls every job "none". On one node the agent that
+        # started all ranks tells them apart from the next job: it is their parent.
+        if environ.get("GROUP_WORLD_SIZE", "1") == "1" and "TORCHELASTIC_RUN_ID" in environ:
+            return _dated(_started(os.getppid()))
+        return None
+    if launcher == "Slurm":
+        job, step = environ.get("SLURM_JOB_ID"), environ.get("SLURM_STEP_ID")
+        return f"slurm-{job}" + (f".{step}" if step not in (None, "", "0") else "") if job else None
+    namespace = environ.get("PMIX_NAMESPACE", "").replace("/", "_")
+    return f"mpi-{namespace}" if namespace else None
+
+
+def _dated(when: datetime) -> str:
+    return f"{when.strftime('%b%d_%H-%M-%S')}_{socket.gethostname()}"
+
+
+def _started(pid: int) -> datetime:
+    """When a process was started, to the second and the same in every process that asks."""
+    # Fields behind the command's closing parenthesis; the command may hold anything.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks_since_boot = int(fields[19])
+    boot = next(
+        int(line.split()[1])
+        for line in Path("/proc/stat").read_text().splitlines()
+        if line.startswith("btime")
+    )
+    return datetime.fromtimestamp(boot + ticks_since_boot // os.sysconf("SC_CLK_TCK"))
+
+
+def _whole(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise ValueError(f"{name}: expected a whole number, got {environ[name]!r}") from None

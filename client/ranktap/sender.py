@@ -1,0 +1,349 @@
+"""The sender: one daemon thread that owns the socket, sends batches, and sends them again.
+
+    outbox --take--> batch --push--> SendWindow --due--> DEALER ======> ranktapd
+                                         ^                                 |
+                                         +--- acknowledged(n) <---- ack n -+
+
+It wakes every 50 ms, or earlier when an answer, a megabyte of blobs, or a flush is
+there. Nothing that happens here reaches the training thread: errors of the network
+are retried for ever, errors of the protocol are told to the logger and counted.
+
+libzmq reconnects by itself, but what its queue had accepted is lost with the peer,
+without an error. So its queue is kept short, everything is held until the daemon has
+it on disk, and a connection that does not answer is replaced by a new one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+
+from ranktap.outbox import Outbox, Sealed
+from ranktap_wire import frames, limits
+from ranktap_wire.delivery import SendWindow
+from ranktap_wire.frames import Ack, ByeAnswer, Code, DaemonMessage, Error, Hello, Welcome
+
+logger = logging.getLogger("ranktap")
+
+BACKLOG_BYTES = 256 * limits.KIB
+"""While batches wait to be sent, scalars are sealed in batches of at least this much:
+without a daemon, thousands of tiny ones would take more memory than their records."""
+BATCHES_A_TURN = 16
+"""Then answers are read, whatever still waits: a loop that logs faster than batches are
+made must not keep acknowledgements from freeing memory."""
+PROBE_INTERVAL_S = 0.25
+"""How soon a batch that is not acknowledged is asked after: a restarted daemon answers
+that it does not know the session, and the 3 s of silence need not pass."""
+
+
+@dataclass(slots=True)
+class Flush:
+    """Someone waits until everything logged before is acknowledged."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    number: int | None = None
+    """The last batch that it waits for; None before the sender has sealed it."""
+    journaled: bool = False
+
+
+class Sender(threading.Thread):
+    """Streams one outbox to one daemon.
+
+    `locate` returns the daemon's endpoint, and is asked before every connection; it may
+    start a daemon, and raises OSError when it cannot.
+    """
+
+    def __init__(self, outbox: Outbox, hello: Hello, locate: Callable[[], str]) -> None:
+        super().__init__(name="ranktap-sender", daemon=True)
+        self._outbox = outbox
+        self._hello = hello
+        self._locate = locate
+        self._window: SendWindow[Sealed] = SendWindow(
+            limits.IN_FLIGHT_BYTES, limits.IN_FLIGHT_MESSAGES
+        )
+        self._flushes: deque[Flush] = deque()
+        self._closing = threading.Event()
+        self.stopped = threading.Event()
+        """Set when the thread has ended, for whatever reason."""
+        self.said_goodbye = False
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._socket: zmq.Socket[bytes] | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._welcomed = False
+        self._refused = 0
+        self._last_heard = 0.0
+        self._last_probe = 0.0
+        self._next_batch_at = 0.0
+        self._blocked = False
+        self._more = False
+        self._where = "the daemon"
+        self._bye_sent = False
+        self._told: set[str] = set()
+
+    # -- called by other threads ------------------------------------------------------
+
+    def wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"\0")
+        except BlockingIOError:
+            return  # the pipe is full: it will wake anyway
+        except OSError:
+            return  # the thread has ended and closed it
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until what was logged before is in the daemon's journal; False when it is not."""
+        flush = Flush()
+        self._flushes.append(flush)
+        if self.stopped.is_set():
+            self._give_up_flushes()
+        self.wake()
+        flush.done.wait(timeout_s)
+        return flush.journaled
+
+    def close(self, timeout_s: float) -> bool:
+        """Flush, say goodbye and end the thread, within the time; True when all was journaled."""
+        deadline = time.monotonic() + timeout_s
+        flushed = self.flush(timeout_s)
+        self._outbox.close()
+        self._closing.set()
+        self.wake()
+        # Even without a daemon the thread ends at once; with one it waits for the goodbye.
+        self.stopped.wait(max(0.1, deadline - time.monotonic()))
+        return flushed
+
+    # -- the thread -------------------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            self._context = zmq.Context()
+            self._connect()
+            while not self._finished():
+                self._turn()
+        # A bug here must not end the training, and must not go unheard.
+        except Exception:
+            logger.exception("ranktap: the sender failed; nothing more is logged by this rank")
+        finally:
+            self._outbox.close()
+            self._disconnect()
+            if self._context is not None:
+                self._context.destroy(linger=0)
+            self.stopped.set()
+            self._give_up_flushes()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def _finished(self) -> bool:
+        return self._closing.is_set() and (self.said_goodbye or not self._welcomed)
+
+    def _turn(self) -> None:
+        self._wait()
+        self._receive()
+        now = time.monotonic()
+        self._seal(now)
+        self._send()
+        self._settle_flushes()
+        self._probe(now)
+        if self._closing.is_set() and self._welcomed and not self._bye_sent:
+            self._bye_sent = self._send_control(frames.pack_bye(self._hello.session))
+        if now - self._last_heard > limits.ANSWER_TIMEOUT_S:
+            self._tell_once("silent", "ranktap: no answer from %s; training goes on", self._where)
+            self._connect()
+
+    def _wait(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._wake_read, zmq.POLLIN)
+        if self._socket is not None:
+            events = zmq.POLLIN | (zmq.POLLOUT if self._blocked else 0)
+            poller.register(self._socket, events)
+        pause_s = 0.0 if self._more else max(0.0, self._next_batch_at - time.monotonic())
+        ready = dict(poller.poll(math.ceil(pause_s * 1_000)))
+        if self._wake_read in ready:
+            os.read(self._wake_read, 4_096)
+
+    def _receive(self) -> None:
+        while self._socket is not None:
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                answer = frames.read_answer(parts)
+            except frames.FrameError as error:
+                if error.code is Code.PROTOCOL:
+                    self._stop(error.text)
+                else:
+                    self._tell_once(
+                        "answer", "ranktap: %s said something else: %s", self._where, error
+                    )
+                continue
+            self._last_heard = time.monotonic()
+            self._hear(answer)
+
+    def _hear(self, answer: DaemonMessage) -> None:
+        match answer:
+            case Welcome():
+                self._release(answer.last)
+                self._window.rewind()
+                self._welcomed = True
+                self._told.discard("silent")
+            case Ack():
+                if self._welcomed:
+                    self._release(answer.number)
+            case ByeAnswer():
+                self.said_goodbye = True
+            case Error():
+                self._hear_error(answer)
+
+    def _hear_error(self, error: Error) -> None:
+        if error.code == Code.UNKNOWN_SESSION:
+            # Every message that it got before our hello is answered so; one hello serves all.
+            if self._welcomed:
+                self._say_hello()
+        elif error.code == Code.GAP and error.number is not None:
+            self._release(error.number)
+            self._window.rewind()
+        elif error.number is not None:
+            self._refused += 1
+            self._tell_once(error.text, "ranktap: ranktapd refused a batch: %s", error.text)
+        elif error.code in (Code.PROTOCOL, Code.REFUSED, Code.CONFLICT, Code.LIMIT):
+            self._stop(error.text)
+        else:
+            self._tell_once(error.text, "ranktap: ranktapd says: %s", error.text)
+
+    def _release(self, number: int) -> None:
+        for numbered in self._window.acknowledged(number):
+            self._outbox.release(numbered.batch)
+
+    def _seal(self, now: float) -> None:
+        """Move what was logged into numbered batches."""
+        waiting_flush = any(flush.number is None for flush in self._flushes)
+        due = now >= self._next_batch_at
+        if due:
+            self._next_batch_at = now + limits.BATCH_INTERVAL_S
+        self._more = False
+        for _ in range(BATCHES_A_TURN):
+            if not self._outbox:
+                return
+            if not waiting_flush:
+                large = (
+                    self._outbox.pending_blob_bytes >= limits.BATCH_TARGET_BYTES
+                    or self._outbox.row_bytes >= BACKLOG_BYTES
+                )
+                if not large and (not due or self._window.unsent):
+                    return
+            sealed = self._outbox.take()
+            if sealed is None:
+                return
+            self._window.push(sealed, sealed.nbytes)
+            self._send()
+        self._more = True
+
+    def _send(self) -> None:
+        self._blocked = False
+        while self._welcomed and self._socket is not None:
+            numbered = self._window.due()
+            if numbered is None:
+                return
+            parts = frames.pack_batch(self._hello.session, numbered.number, numbered.batch.batch)
+            try:
+                # pyzmq copies frames under 64 KiB and refers to larger ones.
+                self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)  # type: ignore[arg-type]
+            except zmq.Again:
+                self._window.unsend()
+                self._blocked = True
+                return
+
+    def _send_control(self, parts: list[Any]) -> bool:
+        try:
+            if self._socket is not None:
+                self._socket.send_multipart(parts, zmq.NOBLOCK)
+                return True
+        except zmq.Again:
+            self._blocked = True
+        return False
+
+    def _settle_flushes(self) -> None:
+        for flush in self._flushes:
+            if flush.number is None and not self._outbox:
+                flush.number = self._window.first_unacknowledged + len(self._window) - 1
+        while self._flushes:
+            number = self._flushes[0].number
+            if number is None or self._window.first_unacknowledged <= number:
+                return
+            flush = self._flushes.popleft()
+            flush.journaled = True
+            flush.done.set()
+
+    def _give_up_flushes(self) -> None:
+        """The thread has ended: what it had not sent will not be."""
+        while self._flushes:
+            try:
+                flush = self._flushes.popleft()
+            except IndexError:
+                return  # the ending thread and the one that waits both come here
+            flush.journaled = not self._outbox and not len(self._window)
+            flush.done.set()
+
+    def _probe(self, now: float) -> None:
+        """Say that we are there, and ask whether the daemon is."""
+        if not self._welcomed:
+            return
+        silence = now - max(self._last_heard, self._last_probe)
+        if silence > (PROBE_INTERVAL_S if len(self._window) else limits.BEAT_INTERVAL_S):
+            self._last_probe = now
+            self._send_control(frames.pack_beat(self._hello.session, now))
+
+    # -- the connection ---------------------------------------------------------------
+
+    def _connect(self) -> None:
+        self._disconnect()
+        self._last_heard = time.monotonic()
+        try:
+            self._where = self._locate()
+        except OSError as error:
+            self._tell_once("locate", "ranktap: %s; training goes on", error)
+            return
+        assert self._context is not None
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        # Our own messages besides batches need a place too.
+        socket.setsockopt(zmq.SNDHWM, limits.IN_FLIGHT_MESSAGES + 16)
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
+        socket.connect(self._where)
+        self._socket = socket
+        self._say_hello()
+
+    def _say_hello(self) -> None:
+        self._welcomed = False
+        self._bye_sent = False
+        self._hello.first = self._window.first_unacknowledged
+        self._send_control(frames.pack_hello(self._hello))
+
+    def _disconnect(self) -> None:
+        self._welcomed = False
+        if self._socket is not None:
+            self._socket.close(linger=0)
+            self._socket = None
+
+    def _stop(self, reason: str) -> None:
+        logger.error("ranktap: %s; nothing more is logged by this rank", reason)
+        self._outbox.close()
+        self._closing.set()
+        self._disconnect()
+
+    def _tell_once(self, key: str, text: str, *values: object) -> None:
+        if key not in self._told and len(self._told) < 100:
+            self._told.add(key)
+            logger.warning(text, *values)
