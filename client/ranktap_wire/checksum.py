@@ -14,22 +14,20 @@ if TYPE_CHECKING:
 def crc32c(data: Buffer, crc: int = 0) -> int:
     """The CRC-32C of `data`, or of what `crc` was computed from followed by `data`.
 
-    `data` is read where it lies, of any item type and shape, in C order; it may
-    be writable and empty. The result is below 2**32.
+    `data` is read where it lies, of any item type and shape; it may be writable
+    and empty. The result is below 2**32.
 
     The GIL is released for `bytes` from 1 MiB on; anything else holds it
     (75 us a MiB).
 
     Raises:
-        ValueError: `data` is not contiguous.
+        BufferError: `data` is not contiguous, or not in C order.
 
     Source: RFC 3720, appendix B.4 (iSCSI's polynomial, 0x1EDC6F41).
     """
-    if type(data) is not bytes:
-        # google-crc32c refuses bytearrays and memoryviews; the array borrows
-        # their memory. An array is flattened to bytes for the same reason that
-        # one should not be passed as it is: the pure-Python fallback of
-        # google-crc32c would iterate over its items.
-        data = np.frombuffer(memoryview(data), np.uint8)
-    checksum: int = google_crc32c.extend(crc, data)
+    # google-crc32c refuses bytearrays and memoryviews, so an array borrows their
+    # memory. Arrays too are flattened to bytes: the pure-Python fallback of
+    # google-crc32c would iterate over their items.
+    flat = data if type(data) is bytes else np.frombuffer(memoryview(data), np.uint8)
+    checksum: int = google_crc32c.extend(crc, flat)
     return checksum

@@ -271,6 +271,14 @@ def read_message(frames: Frames) -> ClientMessage:
         raise FrameError(Code.REFUSED, str(error), number) from error
 
 
+def session_of(frames: Frames) -> bytes:
+    """The session that a message names, whatever else is wrong with it; empty when none."""
+    try:
+        return _session(_read_head(frames))
+    except FrameError:
+        return b""
+
+
 def read_batch(frames: Frames) -> Batch:
     """The records of a batch's frames, as they stand in a journal.
 

@@ -191,7 +191,7 @@ def _pack_entry(
     tail = _ENTRY.pack(length, 0, sequence, index, remaining)
     checksum = crc32c(tail[8:])
     for piece in pieces:
-        checksum = crc32c(piece, checksum)
+        checksum = crc32c(byte_view(piece), checksum)
     head = _ENTRY.pack(length, checksum, sequence, index, remaining)
     return [head, *pieces], _ENTRY.size + length
 

@@ -286,20 +286,18 @@ def check_image_shape(shape: Sequence[int], dataformats: object, letters: Sequen
     if 0 in shape:
         raise ValueError(f"image: expected at least one pixel, got shape {tuple(shape)}")
     channels = shape[order.index("C")] if "C" in order else 1
-    if channels not in (1, 3, 4):
+    if channels not in (1, 2, 3, 4):
         raise ValueError(
-            f"image: expected 1, 3 or 4 channels, got {channels} "
+            f"image: expected 1, 3 or 4 channels (2: grey and alpha), got {channels} "
             f"(shape {tuple(shape)}, dataformats {dataformats!r})"
         )
-    if "N" in order and channels == 4:
+    if "N" in order and channels not in (1, 3):
         raise ValueError(f"image: expected 1 or 3 channels in a batch, got shape {tuple(shape)}")
-    # torch tiles a batch to a near-square: at most one more row or column than needed.
+    # torch tiles a batch in rows of eight.
     count = shape[order.index("N")] if "N" in order else 1
-    across_count = math.ceil(math.sqrt(count))
-    down_count = math.ceil(count / across_count)
-    _check_pixels(
-        shape[order.index("H")] * down_count, shape[order.index("W")] * across_count, shape
-    )
+    columns = min(count, 8)
+    rows = math.ceil(count / columns)
+    _check_pixels(shape[order.index("H")] * rows, shape[order.index("W")] * columns, shape)
 
 
 def check_grid(shape: Sequence[int], parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,3 +1,3 @@
-"""The daemon: journals what the ranks of a job log, merges it, and writes TensorBoard's event files."""
+"""The daemon: journals what ranks log, merges it, and writes TensorBoard's event files."""
 
 __version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""Records to pictures, buckets and protos: arrays in, bytes out; no clock, file, socket or thread."""
+"""Records to pictures, buckets and protos: arrays in, bytes out; no clock, file or thread."""

@@ -1,0 +1,7 @@
+"""python -m ranktapd."""
+
+import sys
+
+from ranktapd.cli import main
+
+sys.exit(main())

@@ -1,0 +1,140 @@
+"""The command `ranktapd`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ranktap_wire import places
+from ranktapd import __version__, config
+from ranktapd.config import ConfigError
+
+_DESCRIPTION = """\
+Takes what the ranks of PyTorch jobs log, keeps it safe, merges it, and writes
+one TensorBoard event file a run.
+
+  ranktapd --logdir runs                  on this machine: ipc and tcp on loopback
+  tensorboard --logdir runs               beside it
+
+In the job:
+  tap = ranktap.init("digits/lr=0.1", endpoint="tcp://127.0.0.1:5757")
+  tap.scalar("loss/train", loss, step)
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        settings = _settings(options)
+    except ConfigError as error:
+        print(f"ranktapd: {error}", file=sys.stderr)
+        return 2
+    if options.embedded:
+        return _detached(settings)
+    _log_to(sys.stderr)
+    return _run(settings, embedded=False, told_ready=-1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ranktapd",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--version", action="version", version=f"ranktapd {__version__}")
+    add("--logdir", type=Path, metavar="DIR", help="where TensorBoard looks for runs")
+    add(
+        "--listen",
+        action="append",
+        metavar="ENDPOINT",
+        help="tcp://HOST:PORT or ipc://PATH; may be given several times "
+        f"(tcp://127.0.0.1:{places.TCP_PORT}, and the service's socket where it can be made)",
+    )
+    add("--state-dir", type=Path, metavar="DIR", help="journals and snapshots (LOGDIR/.ranktap)")
+    add("--config", type=Path, metavar="FILE", help="settings in TOML; the command line goes first")
+    add("--metrics", metavar="HOST:PORT", help="serve Prometheus metrics there")
+    add("--sync", choices=("group", "off"), help="what acknowledged means: on disk (group), or "
+        "safe from a crash of the daemon only (off)")  # fmt: skip
+    add(
+        "--straggler-timeout",
+        type=float,
+        metavar="SECONDS",
+        dest="straggler_timeout_s",
+        help="a point that some ranks have not reported is written without them after this (10)",
+    )
+    add("--segment-bytes", type=int, metavar="BYTES", help="size of a journal's segments (64 MiB)")
+    add("--insecure", action="store_true", default=None,
+        help="listen on tcp beyond this machine without keys")  # fmt: skip
+    add("--embedded", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> config.Config:
+    settings: dict[str, Any] = {}
+    source = "command line"
+    if options.config is not None:
+        settings = config.read_file(options.config)
+        source = str(options.config)
+    given = {
+        name: value
+        for name, value in vars(options).items()
+        if value is not None and name not in ("config", "embedded")
+    }
+    return config.build(settings | given, source)
+
+
+def _run(settings: config.Config, *, embedded: bool, told_ready: int) -> int:
+    # Imported here: a process that detaches does so before ZeroMQ has threads.
+    from ranktapd.daemon import Daemon
+    from ranktapd.dirlock import LockedError
+
+    def ready() -> None:
+        if told_ready >= 0:
+            os.write(told_ready, b"ready\n")
+            os.close(told_ready)
+
+    try:
+        return Daemon(settings, embedded=embedded).run(ready)
+    except (LockedError, OSError) as error:
+        print(f"ranktapd: {error}", file=sys.stderr)
+        if told_ready >= 0:
+            os.write(told_ready, f"{error}\n".encode())
+        return 1
+
+
+def _detached(settings: config.Config) -> int:
+    """Leave a daemon behind, in a session of its own, and return when it is ready."""
+    settings.state.mkdir(parents=True, exist_ok=True)
+    read, write = os.pipe()
+    if os.fork():
+        os.close(write)
+        with open(read) as pipe:
+            said = pipe.readline().strip()
+        if said == "ready":
+            return 0
+        print(f"ranktapd: {said or 'it ended before it was ready'}; see "
+              f"{settings.state / 'ranktapd.log'}", file=sys.stderr)  # fmt: skip
+        return 1
+    os.close(read)
+    os.setsid()
+    log = os.open(settings.state / "ranktapd.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir("/")
+    _log_to(sys.stderr)
+    status = _run(settings, embedded=True, told_ready=write)
+    logging.shutdown()
+    os._exit(status)
+
+
+def _log_to(stream: Any) -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=stream
+    )

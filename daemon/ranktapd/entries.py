@@ -1,0 +1,148 @@
+"""What a run's journal says: one kind of entry for each thing that its event file depends on.
+
+The event file is a function of these entries alone. Whatever else happened, a time-out
+or a lost connection, is written down here first and acted on afterwards.
+
+An entry's first frame is a msgpack map with a "kind"; a batch's own frames follow as they
+came over the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import msgpack
+
+from ranktap_wire.frames import Hello
+from ranktap_wire.records import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class RunBegins:
+    """The first entry of a journal: what the event file's name and first record are made of."""
+
+    kind: ClassVar[str] = "run"
+    created: float
+    """Wall time at the daemon, seconds since 1970."""
+    host: str
+    pid: int
+    suffix: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """A rank said hello for the first time in this session."""
+
+    kind: ClassVar[str] = "open"
+    session: bytes
+    rank: int
+    world_size: int
+    host: str
+    pid: int
+    started: float
+    resume_step: int | None
+    last: int
+    """Batches up to here are not in this journal and never will be."""
+
+    @classmethod
+    def of(cls, hello: Hello, last: int) -> SessionOpened:
+        return cls(
+            hello.session,
+            hello.rank,
+            hello.world_size,
+            hello.host,
+            hello.pid,
+            hello.started,
+            hello.resume_step,
+            last,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchAccepted:
+    """A batch; its frames stand behind this one."""
+
+    kind: ClassVar[str] = "batch"
+    session: bytes
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRefused:
+    """A batch that broke a rule: its number counts, its records are gone."""
+
+    kind: ClassVar[str] = "refused"
+    session: bytes
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionGone:
+    """A rank said bye, was replaced, or was not heard of for too long."""
+
+    kind: ClassVar[str] = "gone"
+    session: bytes
+    final: bool
+    """False: it was only not heard of, and may come back with the batches it still holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowsExpired:
+    """Windows whose first record stands at or before entry `before` are given up on."""
+
+    kind: ClassVar[str] = "expire"
+    before: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionsSoFar:
+    """The first entry of every segment but the first: it can be read without those before."""
+
+    kind: ClassVar[str] = "sessions"
+    sessions: list[list[Any]] = field(default_factory=list)
+    """[session, rank, world size, host, pid, started, last batch, away] of each that is open."""
+
+
+Words = (
+    RunBegins
+    | SessionOpened
+    | BatchAccepted
+    | BatchRefused
+    | SessionGone
+    | WindowsExpired
+    | SessionsSoFar
+)
+
+_KINDS: dict[str, type[Words]] = {
+    words.kind: words
+    for words in (
+        RunBegins,
+        SessionOpened,
+        BatchAccepted,
+        BatchRefused,
+        SessionGone,
+        WindowsExpired,
+        SessionsSoFar,
+    )
+}
+
+
+def pack_entry(words: Words, frames: Sequence[Buffer] = ()) -> list[Buffer]:
+    """An entry's frames."""
+    said = {each.name: getattr(words, each.name) for each in fields(words)}
+    return [msgpack.packb({"kind": words.kind} | said, use_bin_type=True), *frames]
+
+
+def read_entry(frames: Sequence[memoryview]) -> Words:
+    """What an entry says; the frames behind the first are the batch's.
+
+    Raises:
+        ValueError: it is of a kind that this release does not know.
+    """
+    said = msgpack.unpackb(frames[0], raw=False)
+    words = _KINDS.get(said.pop("kind", None))
+    if words is None:
+        raise ValueError("an entry of a kind that this release does not know")
+    return words(**said)

@@ -1,0 +1,275 @@
+"""The ROUTER's loop: check what comes in, journal it, then acknowledge it.
+
+A round takes everything that has arrived, up to a bound, appends it to the journals of
+its runs as one group each, syncs, and only then answers. So an acknowledgement says:
+on disk. A batch is accepted only when it follows its session's last one.
+
+Nothing here touches an event file.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import zmq
+
+from ranktap_wire import frames, limits
+from ranktap_wire.delivery import Verdict
+from ranktap_wire.frames import (
+    Ack,
+    BatchMessage,
+    Beat,
+    Bye,
+    ByeAnswer,
+    Code,
+    DaemonMessage,
+    Error,
+    FrameError,
+    Hello,
+    Welcome,
+)
+from ranktap_wire.journal import JournalError, JournalFullError
+from ranktap_wire.records import Buffer
+from ranktapd import __version__
+from ranktapd.entries import BatchAccepted, BatchRefused, SessionGone
+from ranktapd.runs import Run
+from ranktapd.sessions import Session
+from ranktapd.status import Metrics
+
+logger = logging.getLogger("ranktapd")
+
+ROUND_MESSAGES = 1_024
+"""Messages of one group: a second of one rank's, or a 50 ms of fifty ranks'."""
+ROUND_BYTES = 32 * limits.MIB
+"""Bytes of one group: what a disk of 300 MB/s syncs in a tenth of a second."""
+LOG_LINES_A_SECOND = 10
+"""About what strangers send; the rest is counted."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """What one round has to say, and to whom, once its journals are synced."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    acks: dict[bytes, tuple[Run, Session, float | None]] = field(default_factory=dict)
+    answers: list[tuple[Run, bytes, DaemonMessage]] = field(default_factory=list)
+
+
+class Intake:
+    """Everything between the sockets and the journals.
+
+    `run_of(name, suffix)` opens a run, or raises `FrameError` when there may be no more;
+    `committed(run)` is called when a group of it is on disk.
+    """
+
+    def __init__(
+        self,
+        router: zmq.Socket[bytes],
+        runs: dict[str, Run],
+        run_of: Callable[[str, str], Run],
+        committed: Callable[[Run], None],
+        metrics: Metrics,
+    ) -> None:
+        self._router = router
+        self._runs = runs
+        self._run_of = run_of
+        self._committed = committed
+        self._metrics = metrics
+        self._sessions: dict[bytes, tuple[Run, Session]] = {}
+        self._round = _Round()
+        self._log_second = 0
+        self._log_lines = 0
+        self.full = False
+        """The disk has no room: nothing is accepted until `room` says so."""
+        self.failed: JournalError | None = None
+        """A journal cannot go on; the daemon has to end and recover from what is on disk."""
+
+    def turn(self) -> bool:
+        """One round; True when there may be more to take at once."""
+        taken_bytes = count = 0
+        while count < ROUND_MESSAGES and taken_bytes < ROUND_BYTES:
+            try:
+                peer, *parts = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            count += 1
+            taken_bytes += sum(map(len, parts))
+            self._take(peer, parts)
+        self.commit()
+        return count == ROUND_MESSAGES or taken_bytes >= ROUND_BYTES
+
+    def commit(self) -> None:
+        """Sync what was added to the runs, in this round or by others, and answer."""
+        for name, run in self._runs.items():
+            if run.pending:
+                self._round.runs.setdefault(name, run)
+        said, self._round = self._round, _Round()
+        unsaved: set[str] = set()
+        for name, run in said.runs.items():
+            if not run.pending:
+                continue
+            try:
+                run.commit()
+            except JournalFullError as error:
+                self._tell_full(error)
+                unsaved.add(name)
+            except JournalError as error:
+                self.failed = error
+                unsaved.add(name)
+            else:
+                self._metrics.commits.inc()
+                self._committed(run)
+        for run, session, sent in said.acks.values():
+            if run.place.name in unsaved:
+                self._answer(session.peer, Error(Code.BUSY, "the daemon's disk is full"))
+            else:
+                self._answer(session.peer, Ack(session.window.last, sent))
+        for run, peer, answer in said.answers:
+            if run.place.name not in unsaved:
+                self._answer(peer, answer)
+
+    def give_up_silent(self) -> None:
+        """Let sessions go that were not heard of for too long."""
+        since = time.monotonic() - limits.SESSION_TIMEOUT_S
+        for run in self._runs.values():
+            for session in list(run.silent(since)):
+                logger.warning(
+                    "run %r: rank %d (process %d on %s) has not been heard of for %d s",
+                    run.place.name, session.opened.rank, session.opened.pid,
+                    session.opened.host, limits.SESSION_TIMEOUT_S,
+                )  # fmt: skip
+                self._sessions.pop(session.opened.session, None)
+                run.add(SessionGone(session.opened.session, final=False))
+
+    def room(self) -> None:
+        """There is room on the disk again."""
+        if self.full:
+            self.full = False
+            logger.warning("there is room on the disk again: going on")
+
+    def no_room(self, why: str) -> None:
+        if not self.full:
+            self.full = True
+            logger.error("nothing is acknowledged until there is room on the disk: %s", why)
+
+    def _tell_full(self, error: JournalFullError) -> None:
+        self.no_room(str(error))
+
+    # -- one message ------------------------------------------------------------------
+
+    def _take(self, peer: bytes, parts: list[bytes]) -> None:
+        try:
+            message = frames.read_message(parts)
+        except FrameError as error:
+            self._refuse(peer, parts, error)
+            return
+        self._metrics.messages.labels(type(message).__name__.lower()).inc()
+        if isinstance(message, Hello):
+            self._hello(peer, message)
+            return
+        known = self._sessions.get(message.session)
+        if known is None or known[1].peer != peer:
+            self._answer(peer, Error(Code.UNKNOWN_SESSION, "say hello first"))
+            return
+        run, session = known
+        session.last_heard = time.monotonic()
+        match message:
+            case BatchMessage():
+                self._batch(run, session, message, parts)
+            case Beat():
+                if session.missed and not self.full:
+                    self._tell_gap(session)
+                else:
+                    self._round.acks[message.session] = (run, session, message.sent)
+            case Bye():
+                self._sessions.pop(message.session)
+                run.add(SessionGone(message.session, final=True))
+                self._round.answers.append((run, peer, ByeAnswer()))
+
+    def _hello(self, peer: bytes, hello: Hello) -> None:
+        if self.full:
+            self._answer(peer, Error(Code.BUSY, "the daemon's disk is full"))
+            return
+        try:
+            run = self._run_of(hello.run, hello.filename_suffix)
+        except FrameError as error:
+            self._count_refused(error.code, peer, error.text)
+            self._answer(peer, Error(error.code, error.text))
+            return
+        if hello.session in run.replaced:
+            text = f"another process has become rank {hello.rank} of run {hello.run!r}"
+            self._count_refused(Code.CONFLICT, peer, text)
+            self._answer(peer, Error(Code.CONFLICT, text))
+            return
+        session = run.welcome(hello, peer, time.monotonic())
+        self._sessions[hello.session] = (run, session)
+        self._round.answers.append((run, peer, Welcome(session.window.last, daemon=__version__)))
+
+    def _batch(self, run: Run, session: Session, message: BatchMessage, parts: list[bytes]) -> None:
+        verdict = session.window.judge(message.number)
+        self._metrics.batches.labels(verdict.value).inc()
+        if self.full:
+            # Passed over, not refused: the client holds it and will be asked for it.
+            session.missed = True
+            self._answer(session.peer, Error(Code.BUSY, "the daemon's disk is full"))
+            return
+        if verdict is Verdict.GAP:
+            if not session.missed:
+                session.missed = True
+                self._tell_gap(session)
+            return
+        session.missed = False
+        if verdict is Verdict.NEXT:
+            words = BatchAccepted(message.session, message.number)
+            buffers: list[Buffer] = list(parts)
+            run.add_batch(session, words, buffers, message.number)
+            columns = message.batch.columns
+            self._metrics.scalars.inc(0 if columns is None else len(columns))
+            self._metrics.blobs.inc(len(message.batch.blobs))
+            self._metrics.journal_bytes.inc(sum(map(len, parts)))
+        self._round.acks.setdefault(message.session, (run, session, None))
+
+    def _tell_gap(self, session: Session) -> None:
+        last = session.window.last
+        self._answer(session.peer, Error(Code.GAP, f"batch {last + 1} is missing", last))
+
+    # -- what breaks the rules --------------------------------------------------------
+
+    def _refuse(self, peer: bytes, parts: list[bytes], error: FrameError) -> None:
+        """Answer, count, and touch nothing else; a batch with a number counts as seen."""
+        self._count_refused(error.code, peer, error.text)
+        session_of_peer = self._session_of(peer, parts) if error.number is not None else None
+        if session_of_peer is not None and error.number is not None and not self.full:
+            run, session = session_of_peer
+            if session.window.judge(error.number) is Verdict.NEXT:
+                session.missed = False
+                words = BatchRefused(session.opened.session, error.number)
+                run.add_batch(session, words, [], error.number)
+                self._round.acks.setdefault(session.opened.session, (run, session, None))
+        self._answer(peer, Error(error.code, error.text, error.number))
+
+    def _session_of(self, peer: bytes, parts: list[bytes]) -> tuple[Run, Session] | None:
+        known = self._sessions.get(frames.session_of(parts))
+        return known if known is not None and known[1].peer == peer else None
+
+    def _count_refused(self, code: Code, peer: bytes, text: str) -> None:
+        self._metrics.refused.labels(str(code)).inc()
+        second = int(time.monotonic())
+        if second != self._log_second:
+            self._log_second, self._log_lines = second, 0
+        self._log_lines += 1
+        if self._log_lines <= LOG_LINES_A_SECOND:
+            logger.warning("refused a message of peer %s: %s: %s", peer.hex(), code, text[:200])
+
+    def _answer(self, peer: bytes, answer: DaemonMessage) -> None:
+        try:
+            self._router.send_multipart([peer, *frames.pack_answer(answer)], zmq.NOBLOCK)  # type: ignore[list-item]
+        except zmq.Again:
+            # It does not read. It will ask again, and is answered then.
+            return
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise

@@ -1,0 +1,202 @@
+"""A run's worker: a process that tails the run's journal and keeps its event file complete.
+
+It is told, on standard input, up to which entry the journal is on disk, and says, on
+standard output, how far it has come; see supervisor.py for the words. It keeps nothing
+that is not in the journal or the event file, so it may die at any moment. It ends when
+it is told to finish, or when its input ends, because then the main process is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+from ranktap_wire.journal import Damage, Entry, Position
+from ranktapd import checkpoint
+from ranktapd.dirlock import FileLock
+from ranktapd.runs import RunPlace, quarantined
+
+logger = logging.getLogger("ranktapd")
+
+WRITE_BYTES = 4 << 20
+"""Groups are written together up to this much."""
+LOCK_WAIT_S = 30.0
+"""The worker of a main process that was killed ends within a round of its own."""
+ROUND_S = 0.02
+"""How finely it is known when windows began; a hundredth of the shortest sensible wait."""
+
+
+class Controls:
+    """The pipe to the main process."""
+
+    def __init__(self) -> None:
+        self.committed = -1
+        self.finish = False
+        self.ended = False
+        self._unread = b""
+        os.set_blocking(0, False)
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Until there is something to hear, or the time is over."""
+        select.select([0], [], [], timeout_s)
+        self.hear()
+
+    def hear(self) -> None:
+        while True:
+            try:
+                said = os.read(0, 1 << 16)
+            except BlockingIOError:
+                return
+            if not said:
+                self.ended = True
+                return
+            *lines, self._unread = (self._unread + said).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                self.committed = message.get("committed", self.committed)
+                self.finish = self.finish or "finish" in message
+
+    def say(self, **words: int) -> None:
+        os.write(1, json.dumps(words).encode() + b"\n")
+
+
+class RunWorker:
+    """Folds one run's journal into its event file."""
+
+    def __init__(
+        self, place: RunPlace, controls: Controls, straggler_timeout_s: float, careful: bool
+    ) -> None:
+        self._place = place
+        self._controls = controls
+        self._straggler_timeout_s = straggler_timeout_s
+        self._careful = careful
+        self._skipped = quarantined(place)
+        standing = checkpoint.recover(place, controls.committed, self._skipped)
+        self._fold = standing.fold
+        self._reader = standing.reader
+        self._writer = standing.writer
+        self._unwritten: list[bytes] = []
+        self._snapshot_segment = self._reader.position.segment
+        # (when, up to which entry): how long the records that wait have waited.
+        self._rounds: deque[tuple[float, int]] = deque()
+        self._asked = -1
+
+    def run(self) -> None:
+        """Until told to finish, or left alone."""
+        while True:
+            self.fold_upto(self._controls.committed)
+            if self._controls.finish and self._reader.position.sequence >= self._controls.committed:
+                self._writer.sync()
+                return
+            self._controls.wait(self._ask_to_expire())
+            if self._controls.ended:
+                logger.info("run %r: the main process is gone", self._place.name)
+                return
+
+    def fold_upto(self, sequence: int) -> None:
+        """Bring the event file to where the journal is."""
+        unwritten_bytes = 0
+        for entry in self._reader.entries(sequence):
+            if isinstance(entry, Damage):
+                logger.error("run %r: %s", self._place.name, entry)
+                continue
+            self._apply(entry)
+            if not entry.ends_group:
+                continue
+            output = self._fold.close_group(str(entry.after))
+            self._unwritten.append(output)
+            unwritten_bytes += len(output)
+            if unwritten_bytes > WRITE_BYTES or self._writer.proving:
+                self._write()
+                unwritten_bytes = 0
+                self._controls.hear()
+                if self._controls.ended:
+                    return
+            if entry.after.segment != self._snapshot_segment:
+                self._leave_segment(entry.after)
+        self._write()
+
+    def _apply(self, entry: Entry) -> None:
+        if entry.sequence in self._skipped:
+            return
+        if self._careful:
+            self._controls.say(at=entry.sequence)
+        self._fold.apply(entry)
+
+    def _write(self) -> None:
+        self._writer.append(b"".join(self._unwritten))
+        self._unwritten.clear()
+        folded = self._reader.position.sequence
+        self._controls.say(folded=folded)
+        now = time.monotonic()
+        if not self._rounds or now - self._rounds[-1][0] > ROUND_S:
+            self._rounds.append((now, folded))
+        else:
+            self._rounds[-1] = (now, folded)
+
+    def _leave_segment(self, position: Position) -> None:
+        self._write()
+        self._writer.sync()
+        checkpoint.save_snapshot(self._place, self._fold, position)
+        self._snapshot_segment = position.segment
+
+    def _ask_to_expire(self) -> float | None:
+        """Ask that windows that have waited too long be given up on; how long until the next."""
+        waits_since = self._fold.waits_since()
+        if waits_since is None:
+            self._rounds.clear()
+            return None
+        now = time.monotonic()
+        while self._rounds and self._rounds[0][1] < waits_since:
+            self._rounds.popleft()
+        overdue = -1
+        for when, sequence in self._rounds:
+            if now - when < self._straggler_timeout_s:
+                break
+            overdue = sequence
+        if overdue > self._asked:
+            self._asked = overdue
+            self._controls.say(expire=overdue)
+        return self._straggler_timeout_s / 10
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ranktapd run worker")
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--logdir", type=Path, required=True)
+    parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--straggler-timeout", type=float, required=True)
+    parser.add_argument("--careful", action="store_true")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    # The main process tells it when to end; a signal to the whole group is not for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    place = RunPlace.of(options.logdir, options.state_dir, options.run)
+    FileLock(place.state / "writer.lock").acquire(
+        f"another worker writes run {options.run!r}", LOCK_WAIT_S
+    )
+    controls = Controls()
+    while controls.committed < 0 and not controls.ended:
+        controls.wait(None)
+    if controls.ended:
+        return 0
+    try:
+        RunWorker(place, controls, options.straggler_timeout, options.careful).run()
+    except BrokenPipeError:
+        return 0  # the main process is gone
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""A run in the main process: its journal, its sessions, and what this round adds to them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ranktap_wire import records
+from ranktap_wire.frames import Hello
+from ranktap_wire.journal import (
+    START,
+    Damage,
+    JournalError,
+    JournalReader,
+    JournalWriter,
+    Position,
+    segments,
+)
+from ranktap_wire.records import Buffer
+from ranktapd.entries import RunBegins, SessionGone, SessionOpened, Words, pack_entry, read_entry
+from ranktapd.sessions import RunSessions, Session
+
+logger = logging.getLogger("ranktapd")
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlace:
+    """Where things of a run are."""
+
+    name: str
+    events: Path
+    """The run's directory, as TensorBoard sees it."""
+    state: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.state / "journal"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.state / "quarantine"
+
+    @classmethod
+    def of(cls, logdir: Path, state_dir: Path, run: str) -> RunPlace:
+        return cls(run, logdir / run, state_dir / "runs" / records.run_directory_name(run))
+
+
+@dataclass(slots=True)
+class Run:
+    """One run's journal and sessions; entries are added, then committed together."""
+
+    place: RunPlace
+    journal: JournalWriter
+    sessions: RunSessions
+    replaced: set[bytes] = field(default_factory=set)
+    """Sessions whose rank another process has become: they may not come back."""
+    _pending: list[tuple[bool, list[Buffer]]] = field(default_factory=list)
+    """(is a batch, its frames)"""
+    _before: dict[bytes, int] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, place: RunPlace, *, sync: bool, segment_bytes: int, suffix: str = "") -> Run:
+        """The run of that place, recovered from its journal, or begun.
+
+        Raises:
+            JournalError: its journal cannot be opened.
+        """
+        sessions = RunSessions()
+        writer = JournalWriter(
+            place.journal,
+            sync=sync,
+            segment_bytes=segment_bytes,
+            preamble=lambda: [pack_entry(sessions.so_far())],
+        )
+        if writer.cut is not None:
+            logger.info(
+                "run %r: cut %d bytes that were never acknowledged off its journal",
+                place.name,
+                writer.cut.nbytes,
+            )
+        run = cls(place, writer, sessions)
+        if writer.last == 0:
+            begins = RunBegins(time.time(), socket.gethostname(), os.getpid(), suffix)
+            writer.append([pack_entry(begins)])
+        else:
+            run._rebuild()
+        return run
+
+    def _rebuild(self) -> None:
+        segment = segments(self.place.journal)[-1]
+        reader = JournalReader(self.place.journal, Position(segment - 1, segment, START.offset))
+        for entry in reader.entries(self.journal.last):
+            if isinstance(entry, Damage):
+                logger.error("run %r: %s", self.place.name, entry)
+            else:
+                self.sessions.fold(read_entry(entry.frames))
+        reader.close()
+        now = time.monotonic()
+        for session in self.sessions.sessions.values():
+            session.last_heard = now
+
+    # -- a round ----------------------------------------------------------------------
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._pending)
+
+    def add(self, words: Words) -> None:
+        """Say something in this round's group, and take it in."""
+        self._pending.append((False, pack_entry(words)))
+        self.sessions.fold(words)
+
+    def add_batch(self, session: Session, words: Words, frames: list[Buffer], number: int) -> None:
+        """A batch that follows the session's last one, or the refusal of one."""
+        self._before.setdefault(session.opened.session, session.window.last)
+        session.window.accept(number)
+        self._pending.append((True, pack_entry(words, frames)))
+
+    def commit(self) -> None:
+        """Put what was added on disk, all of it or nothing.
+
+        Raises:
+            JournalFullError, JournalError: nothing was added; the sessions' batches have
+                to come again, everything else waits for the next commit.
+        """
+        pending, self._pending = self._pending, []
+        before, self._before = self._before, {}
+        try:
+            self.journal.append([frames for _, frames in pending])
+        except JournalError:
+            self._pending = [each for each in pending if not each[0]]
+            for identity, last in before.items():
+                session = self.sessions.sessions.get(identity)
+                if session is not None:
+                    session.window.last = last
+                    session.missed = True
+            raise
+
+    # -- sessions ---------------------------------------------------------------------
+
+    def welcome(self, hello: Hello, peer: bytes, now: float) -> Session:
+        """The session that said hello on this connection."""
+        session = self.sessions.sessions.get(hello.session)
+        if session is None or session.away:
+            last = session.window.last if session is not None else hello.first - 1
+            self._replace_others(hello)
+            self.add(SessionOpened.of(hello, last))
+            session = self.sessions.sessions[hello.session]
+        lost = session.window.reopened(hello.first)
+        if lost:
+            logger.error(
+                "run %r: rank %d: %d batches that were acknowledged are not in the journal",
+                self.place.name,
+                hello.rank,
+                lost,
+            )
+            self.add(SessionOpened.of(hello, session.window.last))
+            session = self.sessions.sessions[hello.session]
+        session.peer = peer
+        session.last_heard = now
+        session.missed = False
+        return session
+
+    def _replace_others(self, hello: Hello) -> None:
+        for other in list(self.sessions.sessions.values()):
+            if other.opened.rank == hello.rank and other.opened.session != hello.session:
+                if not other.away:
+                    logger.info(
+                        "run %r: rank %d is now process %d on %s",
+                        self.place.name, hello.rank, hello.pid, hello.host,
+                    )  # fmt: skip
+                self.replaced.add(other.opened.session)
+                self.add(SessionGone(other.opened.session, final=True))
+
+    def silent(self, since: float) -> Iterator[Session]:
+        """Sessions that are here and were not heard of since then."""
+        return (session for session in self.sessions.live() if session.last_heard < since)
+
+    def quarantine(self, sequence: int) -> None:
+        """Set an entry aside: workers pass over it, and it can be looked at."""
+        self.place.quarantine.mkdir(exist_ok=True)
+        reader = JournalReader(self.place.journal, _segment_start(self.place, sequence))
+        for entry in reader.entries(sequence):
+            if not isinstance(entry, Damage) and entry.sequence == sequence:
+                partial = self.place.quarantine / f"{sequence:020d}.partial"
+                with open(partial, "wb") as file:
+                    for frame in entry.frames:
+                        file.write(len(frame).to_bytes(8, "little"))
+                        file.write(frame)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(self.place.quarantine / f"{sequence:020d}.entry")
+        reader.close()
+
+    def close(self) -> None:
+        self.journal.close()
+
+
+def quarantined(place: RunPlace) -> set[int]:
+    """Sequence numbers of the entries that were set aside."""
+    return {int(path.stem) for path in place.quarantine.glob("*.entry")}
+
+
+def known_runs(state_dir: Path) -> list[str]:
+    """Runs that have a journal."""
+    return sorted(
+        records.run_of_directory_name(path.name)
+        for path in (state_dir / "runs").glob("*")
+        if path.is_dir()
+    )
+
+
+def free_bytes(path: Path) -> int:
+    return shutil.disk_usage(path).free
+
+
+def _segment_start(place: RunPlace, sequence: int) -> Position:
+    segment = max(number for number in segments(place.journal) if number <= sequence)
+    return Position(segment - 1, segment, START.offset)

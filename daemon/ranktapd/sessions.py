@@ -1,0 +1,83 @@
+"""Which sessions a run has, and up to which batch each of them is in the journal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ranktap_wire.delivery import ReceiveWindow
+from ranktapd.entries import (
+    BatchAccepted,
+    BatchRefused,
+    SessionGone,
+    SessionOpened,
+    SessionsSoFar,
+    Words,
+)
+
+
+@dataclass(slots=True)
+class Session:
+    """One tap's life, seen from here."""
+
+    opened: SessionOpened
+    window: ReceiveWindow
+    peer: bytes = b""
+    """Its connection's routing id; empty after a restart, until it says hello again."""
+    last_heard: float = 0.0
+    """The daemon's monotonic clock, seconds."""
+    missed: bool = False
+    """A batch of it was passed over: it must go back before anything is accepted."""
+    away: bool = False
+    """Not heard of for too long. It may come back, and what of it is in the journal must
+    still be known then: the acknowledgement may never have reached it."""
+
+
+@dataclass(slots=True)
+class RunSessions:
+    """The open sessions of one run, as its journal tells."""
+
+    sessions: dict[bytes, Session] = field(default_factory=dict)
+
+    def live(self) -> list[Session]:
+        return [session for session in self.sessions.values() if not session.away]
+
+    def fold(self, words: Words) -> None:
+        """Take in what an entry of the journal says."""
+        match words:
+            case SessionOpened():
+                self.sessions[words.session] = Session(words, ReceiveWindow(words.last))
+            case BatchAccepted() | BatchRefused():
+                session = self.sessions.get(words.session)
+                if session is not None:
+                    # Not accept(): behind damage in the journal the numbers skip what was lost.
+                    session.window.last = words.number
+            case SessionGone():
+                if words.final:
+                    self.sessions.pop(words.session, None)
+                elif words.session in self.sessions:
+                    self.sessions[words.session].away = True
+            case SessionsSoFar():
+                self.sessions = {}
+                for identity, rank, world_size, host, pid, started, last, away in words.sessions:
+                    opened = SessionOpened(
+                        identity, rank, world_size, host, pid, started, None, last
+                    )
+                    self.sessions[identity] = Session(opened, ReceiveWindow(last), away=away)
+
+    def so_far(self) -> SessionsSoFar:
+        """What a segment begins with."""
+        return SessionsSoFar(
+            [
+                [
+                    session.opened.session,
+                    session.opened.rank,
+                    session.opened.world_size,
+                    session.opened.host,
+                    session.opened.pid,
+                    session.opened.started,
+                    session.window.last,
+                    session.away,
+                ]
+                for session in self.sessions.values()
+            ]
+        )

@@ -1,0 +1,60 @@
+"""What the daemon counts, and where it can be read."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+logger = logging.getLogger("ranktapd")
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Counters and gauges by their Prometheus names."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    messages: Counter = field(init=False)
+    refused: Counter = field(init=False)
+    batches: Counter = field(init=False)
+    scalars: Counter = field(init=False)
+    blobs: Counter = field(init=False)
+    journal_bytes: Counter = field(init=False)
+    commits: Counter = field(init=False)
+    worker_deaths: Counter = field(init=False)
+    sessions: Gauge = field(init=False)
+    runs: Gauge = field(init=False)
+    lag: Gauge = field(init=False)
+
+    def __post_init__(self) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"ranktapd_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"ranktapd_{name}", text, labels, registry=self.registry)
+
+        self.messages = counter("messages", "Messages received", "type")
+        self.refused = counter("refused", "Messages refused or dropped, by code", "code")
+        self.batches = counter("batches", "Batches by what their number said", "verdict")
+        self.scalars = counter("scalars", "Scalars journaled")
+        self.blobs = counter("blobs", "Other records journaled")
+        self.journal_bytes = counter("journal_bytes", "Bytes of batches journaled")
+        self.commits = counter("commits", "Groups committed to a journal")
+        self.worker_deaths = counter("worker_deaths", "Workers that ended unasked")
+        self.sessions = gauge("sessions", "Sessions that are open")
+        self.runs = gauge("runs", "Runs whose journal is open")
+        self.lag = gauge("lag_entries", "Entries journaled and not yet in the event file", "run")
+
+    def serve(self, address: str) -> None:
+        """Serve the metrics at HOST:PORT.
+
+        Raises:
+            ValueError: it is no HOST:PORT.
+            OSError: the address cannot be bound.
+        """
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"--metrics: expected HOST:PORT, got {address!r}")
+        start_http_server(int(port), host, registry=self.registry)
+        logger.info("metrics at http://%s/metrics", address)

@@ -1,0 +1,248 @@
+"""Worker processes: one a run, started when it has something to write, started again when it dies.
+
+A worker is told, on its standard input, up to which entry its run's journal is on disk,
+and says, on its standard output, how far it has come. Both speak JSON, one object a line:
+
+    to the worker     {"committed": sequence}     {"finish": true}
+    from the worker   {"folded": sequence}        everything up to here is in the event file
+                      {"expire": sequence}        windows begun up to here have waited too long
+                      {"at": sequence}            about to fold this entry (in careful mode)
+
+A worker that died is started in careful mode, in which it names each entry first. An
+entry at which three careful workers died is set aside. Other runs never notice.
+
+Workers are processes of their own from the start, not forks: a fork would share the
+ZeroMQ context. When the main process dies, their standard input ends, and so do they.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ranktapd.runs import Run
+from ranktapd.status import Metrics
+
+logger = logging.getLogger("ranktapd")
+
+DEATHS_TO_QUARANTINE = 3
+RESTART_MIN_S = 0.05
+RESTART_MAX_S = 5.0
+"""A worker that dies at once is started again after this long at most."""
+IDLE_S = 30.0
+"""A worker that has written everything ends after this long without more: a log host
+sees thousands of runs, and few at a time."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """A run's worker process, or the place where one will be."""
+
+    run: Run
+    process: subprocess.Popen[bytes] | None = None
+    folded: int = -1
+    """Everything up to here is in the event file; -1 before it has said so."""
+    told: int = -1
+    busy_since: float = 0.0
+    start_at: float = 0.0
+    restart_s: float = RESTART_MIN_S
+    careful: bool = False
+    at: int | None = None
+    deaths: dict[int, int] = field(default_factory=dict)
+    finishing: bool = False
+    _unread: bytes = b""
+
+    @property
+    def behind(self) -> bool:
+        return self.folded < self.run.journal.last
+
+    def tell(self, message: dict[str, Any]) -> bool:
+        """False when the pipe is full or gone: what is told again later makes up for it."""
+        if self.process is None or self.process.stdin is None:
+            return False
+        try:
+            os.write(self.process.stdin.fileno(), json.dumps(message).encode() + b"\n")
+        except (BlockingIOError, BrokenPipeError):
+            return False
+        return True
+
+    def read(self) -> list[dict[str, Any]]:
+        if self.process is None or self.process.stdout is None:
+            return []
+        try:
+            self._unread += os.read(self.process.stdout.fileno(), 1 << 16)
+        except BlockingIOError:
+            return []
+        *lines, self._unread = self._unread.split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+class Supervisor:
+    """Starts, restarts and ends workers. `command(run)` is what to start for a run."""
+
+    def __init__(
+        self,
+        command: Callable[[Run], list[str]],
+        expire: Callable[[Run, int], None],
+        metrics: Metrics,
+        max_workers: int,
+    ) -> None:
+        self._command = command
+        self._expire = expire
+        self._metrics = metrics
+        self._max_workers = max_workers
+        self._finishing = False
+        self.workers: dict[str, Worker] = {}
+
+    def watch(self, run: Run) -> None:
+        """Begin to look after a run."""
+        self.workers[run.place.name] = Worker(run, busy_since=time.monotonic())
+
+    def committed(self, run: Run) -> None:
+        """More of this run is on disk."""
+        worker = self.workers[run.place.name]
+        worker.busy_since = time.monotonic()
+        if worker.process is None:
+            self._start_due(worker, worker.busy_since)
+        elif worker.tell({"committed": run.journal.last}):
+            worker.told = run.journal.last
+
+    def descriptors(self) -> list[int]:
+        """What becomes readable when a worker says something, or ends."""
+        return [
+            worker.process.stdout.fileno()
+            for worker in self.workers.values()
+            if worker.process is not None and worker.process.stdout is not None
+        ]
+
+    def turn(self) -> None:
+        """Hear the workers, and see which have ended, are due, or have nothing left to do."""
+        now = time.monotonic()
+        for worker in list(self.workers.values()):
+            if worker.process is None:
+                self._start_due(worker, now)
+                continue
+            self._hear(worker, now)
+            if worker.process.poll() is not None:
+                self._hear(worker, now)  # what it said before it ended
+                self._ended(worker, now)
+                continue
+            if worker.told < worker.run.journal.last and worker.tell(
+                {"committed": worker.run.journal.last}
+            ):
+                worker.told = worker.run.journal.last
+            idle = not worker.behind and now - worker.busy_since > IDLE_S
+            if (idle or self._finishing) and not worker.finishing:
+                worker.finishing = worker.tell({"finish": True})
+
+    def finish(self) -> None:
+        """Let every worker write what is journaled, and end."""
+        self._finishing = True
+
+    @property
+    def running(self) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.process is not None]
+
+    @property
+    def behind(self) -> list[Worker]:
+        """Workers of runs whose event file lacks something of their journal."""
+        return [worker for worker in self.workers.values() if worker.behind]
+
+    def kill(self) -> None:
+        """End all workers at once. Nothing is lost: they can be started again at any point."""
+        for worker in self.running:
+            assert worker.process is not None
+            worker.process.kill()
+            worker.process.wait()
+
+    # -- one worker -------------------------------------------------------------------
+
+    def _start_due(self, worker: Worker, now: float) -> None:
+        if (
+            not worker.behind
+            or now < worker.start_at
+            or self._finishing
+            or len(self.running) >= self._max_workers
+        ):
+            return
+        command = self._command(worker.run) + (["--careful"] if worker.careful else [])
+        worker.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Ctrl-C in a terminal is for the main process, which lets workers finish.
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(_import_path())},
+        )
+        assert worker.process.stdin is not None and worker.process.stdout is not None
+        os.set_blocking(worker.process.stdin.fileno(), False)
+        os.set_blocking(worker.process.stdout.fileno(), False)
+        worker.at = None
+        worker.finishing = False
+        worker._unread = b""
+        worker.tell({"committed": worker.run.journal.last})
+        worker.told = worker.run.journal.last
+
+    def _hear(self, worker: Worker, now: float) -> None:
+        for said in worker.read():
+            if "folded" in said:
+                worker.folded = said["folded"]
+                worker.restart_s = RESTART_MIN_S
+                worker.busy_since = now
+                if worker.at is not None and worker.at <= worker.folded:
+                    worker.at = None
+                worker.deaths = {
+                    at: count for at, count in worker.deaths.items() if at > worker.folded
+                }
+                self._metrics.lag.labels(worker.run.place.name).set(
+                    worker.run.journal.last - worker.folded
+                )
+            elif "expire" in said:
+                self._expire(worker.run, said["expire"])
+            elif "at" in said:
+                worker.at = said["at"]
+
+    def _ended(self, worker: Worker, now: float) -> None:
+        process, worker.process = worker.process, None
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        process.stdin.close()
+        process.stdout.close()
+        name = worker.run.place.name
+        if process.returncode == 0:
+            return
+        self._metrics.worker_deaths.inc()
+        worker.start_at = now + worker.restart_s
+        worker.restart_s = min(2 * worker.restart_s, RESTART_MAX_S)
+        logger.error(
+            "run %r: its worker ended with status %d%s; starting another",
+            name,
+            process.returncode,
+            "" if worker.at is None else f" at entry {worker.at}",
+        )
+        # After one quiet death the next worker is careful, so that a second one tells where.
+        worker.careful = True
+        if worker.at is not None:
+            deaths = worker.deaths[worker.at] = worker.deaths.get(worker.at, 0) + 1
+            if deaths >= DEATHS_TO_QUARANTINE:
+                worker.run.quarantine(worker.at)
+                del worker.deaths[worker.at]
+                logger.error(
+                    "run %r: entry %d ended its worker %d times and was set aside in %s",
+                    name,
+                    worker.at,
+                    deaths,
+                    worker.run.place.quarantine,
+                )
+
+
+def _import_path() -> list[str]:
+    """Where this process found its packages, for a child that starts elsewhere."""
+    return [str(Path(entry).resolve()) for entry in sys.path if entry and Path(entry).exists()]
