@@ -11,7 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
-from ranktapd.presence import SPARE_PART, Presence, State, close_in_order, ranks_in, set_of
+from ranktapd.presence import (
+    INT64_MIN,
+    SPARE_PART,
+    Presence,
+    State,
+    close_in_order,
+    ranks_in,
+    set_of,
+)
 
 POLICIES = ("merge", "last", "rank0")
 """How the ranks' payloads become one: merged in rank order, the latest by wall time, rank 0's."""
@@ -207,8 +215,9 @@ class MergeWindows(Generic[P]):
                 window = tag.windows.pop(gone_back)
                 self._used_bytes -= window.size_bytes
                 self.discarded_total += len(window.records)
-            if tag.last is not None:
-                tag.last = min(tag.last, step - 1)
+            if tag.last is not None and tag.last >= step:
+                # Below the least int64 there is no step to be the last.
+                tag.last = step - 1 if step > INT64_MIN else None
 
     def resize(self, world_size: int) -> None:
         """Let more ranks take part. Tags that have closed a window wait for them once they report.

@@ -181,7 +181,6 @@ class Daemon:
         else:
             intake.room()
         sessions = sum(len(run.sessions.live()) for run in self._runs.values())
-        self._seen_session = self._seen_session or sessions > 0
         self._metrics.sessions.set(sessions)
         self._metrics.runs.set(len(self._runs))
         if sessions or self._supervisor.behind:
@@ -194,6 +193,8 @@ class Daemon:
         return self._idle_since is not None and time.monotonic() - self._idle_since > patience
 
     def _run_of(self, name: str, suffix: str) -> Run:
+        """The run that a session says hello for."""
+        self._seen_session = True
         run = self._runs.get(name)
         if run is not None:
             return run

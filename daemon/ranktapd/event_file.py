@@ -8,9 +8,10 @@ An event file is a TFRecord file: records and nothing between them.
     12         n      payload: a serialized `Event`
     12 + n     4      masked CRC-32C of the payload
 
-TensorBoard stops reading a file for good at the first record that does not
-check, so nothing may ever be appended behind one. Nor is space preallocated:
-zeros are no record either (tensorboard issue 5588).
+TensorBoard's Python loader stops for good at the first record that does not
+check, its fast loader at the first one that makes no sense; so nothing may ever
+be appended behind one. Nor is space preallocated: zeros are no record either
+(tensorboard issue 5588).
 
 A checkpoint is an `Event` whose `session_log` is {CHECKPOINT, "ranktap:" +
 position}; TensorBoard passes over it. It has no step, so that `session_log`
@@ -118,7 +119,7 @@ def read_checkpoint(payload: bytes) -> str | None:
         payload[_WALL_TIME_BYTES : _WALL_TIME_BYTES + 1] != _SESSION_LOG_KEY
         and payload[:1] != _SESSION_LOG_KEY  # proto3 leaves a wall time of 0 out
     ):
-        return None  # 0.1 us; parsing a scalar takes 0.8 us
+        return None  # 0.14 us; parsing a scalar takes 0.45 us
     try:
         log = Event.FromString(payload).session_log
     except DecodeError:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, TypeAlias
 State: TypeAlias = dict[str, Any]
 """A snapshot made of None, bools, ints, floats, strs, bytes, lists and dicts: msgpack-able."""
 
+INT64_MIN = -(2**63)  # the least step there is
+
 SPARE_PART = 16
 """Over their memory limit, windows are closed until one part in so many of it is free.
 

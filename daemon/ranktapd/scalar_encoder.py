@@ -66,11 +66,12 @@ _SUMMARY_BYTES: Final = TAG_BYTES + 10  # keys, and lengths of two bytes
 _PAYLOAD_BYTES: Final = _WALL_TIME_BYTES + _STEP_BYTES + _SUMMARY_BYTES + _VALUE_BYTES
 
 _FEW_ROWS: Final = 100
-"""Below, a loop over the rows is quicker than some 120 calls of numpy."""
+"""Below, a loop over the rows is quicker (1.4 us each) than the calls of numpy (150 us
+for 10 layouts). With a few layouts it is 70, with dozens 150."""
 
 _BLOCK_ROWS: Final = 16_384
-"""Encoded in one go: temporaries then take 5 MB, whatever a caller gives. Blocks
-of 8,192 and 32,768 are as fast."""
+"""Encoded in one go: 3 MB with all temporaries, however many rows a caller gives.
+Blocks of 8,192 and 32,768 are as fast."""
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -78,8 +79,8 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 class ScalarEncoder:
     """Makes framed scalar events; remembers what depends on a tag alone.
 
-    It holds a cache and nothing else: a new one gives the same bytes. About
-    300 bytes a tag of 50 characters. Not thread safe.
+    It holds a cache and nothing else: a new one gives the same bytes. 175 bytes
+    for a tag of 50. Not thread safe.
     """
 
     def __init__(self) -> None:
@@ -132,7 +133,6 @@ class ScalarEncoder:
                 f"not {tag_index.min()} to {tag_index.max()}"
             )
 
-        step = np.ascontiguousarray(step)
         wall_time = np.ascontiguousarray(wall_time, "<f8")
         narrow = _float32(value)
         if len(step) < _FEW_ROWS:
@@ -264,7 +264,7 @@ class ScalarEncoder:
 
 @lru_cache(maxsize=1)
 def _byte_terms() -> NDArray[np.uint32]:
-    """The term of byte b with d bytes behind it, at 256 * d + b. 1 MB, made in 5 ms."""
+    """The term of byte b with d bytes behind it, at 256 * d + b. 1 MB, made in 4 ms."""
     terms = np.empty((_PAYLOAD_BYTES, 256), np.uint32)
     last = np.array([crc32c(bytes([byte])) for byte in range(256)], np.uint32)
     terms[0] = last ^ last[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ranktapd.presence import State
+from ranktapd.presence import INT64_MIN, State
 from ranktapd.window_store import (
     BIT,
     Ints,
@@ -28,7 +28,6 @@ UNDECLARED = 0
 MEAN, SUM, MIN, MAX, LAST, RANK0 = range(1, len(POLICIES) + 1)
 
 _LEAST_TAGS = 64  # room at first; arbitrary, it doubles
-_INT64_MIN = int(np.iinfo(np.int64).min)
 
 
 class TagTable:
@@ -46,7 +45,7 @@ class TagTable:
         self._is_new = np.zeros(_LEAST_TAGS, bool)
         # The step of the last closed window. Meaningless where `_any_closed` is false: there
         # it is the least int64, which is a step too.
-        self._last = np.full(_LEAST_TAGS, _INT64_MIN, np.int64)
+        self._last = np.full(_LEAST_TAGS, INT64_MIN, np.int64)
         self._any_closed = np.zeros(_LEAST_TAGS, bool)
         self._late = np.zeros(_LEAST_TAGS, np.int64)
         self._has_rank0 = False
@@ -59,7 +58,7 @@ class TagTable:
 
     def late_by_tag(self) -> dict[int, int]:
         """`late_total` by tag; tags without late records are left out."""
-        late = np.flatnonzero(self._late)
+        late = self._late.nonzero()[0]
         return dict(zip(late.tolist(), self._late[late].tolist(), strict=True))
 
     def declare(self, tag: int, policy: str, expected: int) -> None:
@@ -142,9 +141,9 @@ class TagTable:
 
     def reopen(self, step: int) -> None:
         """Let records from `step` on be on time again."""
-        if step == _INT64_MIN:
+        if step == INT64_MIN:
             self._any_closed[:] = False
-            self._last[:] = _INT64_MIN
+            self._last[:] = INT64_MIN
         else:
             np.minimum(self._last, step - 1, out=self._last)
 
@@ -179,5 +178,5 @@ class TagTable:
         self.expected = grown(self.expected, (tags, self.expected.shape[1]), 0)
         self._is_new = grown(self._is_new, (tags,), 0)
         self._any_closed = grown(self._any_closed, (tags,), 0)
-        self._last = grown(self._last, (tags,), _INT64_MIN)
+        self._last = grown(self._last, (tags,), INT64_MIN)
         self._late = grown(self._late, (tags,), 0)

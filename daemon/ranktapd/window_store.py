@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ranktapd.presence import State
+from ranktapd.presence import INT64_MIN, State
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -44,7 +44,6 @@ _KEYBITS = 62
 # A million tags leave steps a range of 4.4e12; more tags take bits from the steps.
 _TAGBITS = 20
 _SENTINEL = np.iinfo(np.int64).max
-_INT64_MIN = int(np.iinfo(np.int64).min)
 
 # Ids are handed out this many at a time at least (arbitrary), then in steps of a
 # quarter: growing copies, and doubling would hold half of the memory unused.
@@ -93,13 +92,13 @@ def in_window_order(
     opens[0] = True
     np.not_equal(tags[1:], tags[:-1], out=opens[1:])
     opens[1:] |= steps[1:] != steps[:-1]
-    starts = np.flatnonzero(opens)
+    starts = opens.nonzero()[0]
     first_seqs = seqs[np.minimum.reduceat(order, starts)]
     # Alike in all three, in journal order: the last one counts.
     replaced = (ranks[1:] == ranks[:-1]) & ~opens[1:]
     repeated = int(np.count_nonzero(replaced))
     if repeated:
-        counts = np.flatnonzero(np.append(~replaced, True))
+        counts = (np.append(~replaced, True)).nonzero()[0]
         tags, steps, ranks, order = tags[counts], steps[counts], ranks[counts], order[counts]
         # A window begins where its first row was, less the replaced rows before.
         starts -= np.append(0, np.cumsum(replaced))[starts]
@@ -299,7 +298,7 @@ class WindowStore:
             opens[rows.starts] = True
             window = np.cumsum(opens) - 1
             opens[1:] |= column[1:] != column[:-1]
-            parts = np.flatnonzero(opens)
+            parts = opens.nonzero()[0]
             part_slots = slots[window[parts]]
         # A part: the rows of one window and one block.
         part_columns = column[parts]
@@ -354,7 +353,7 @@ class WindowStore:
         bits = np.unpackbits(seen.view(np.uint8), axis=1, bitorder="little")
         owners, ranks = np.nonzero(bits)
         if owners.size:
-            starts = np.flatnonzero(np.diff(owners, prepend=-1))
+            starts = (np.diff(owners, prepend=-1)).nonzero()[0]
             tags, steps = load(state["tags"])[owners], load(state["steps"])[owners]
             walls, values = load(state["walls"]), load(state["values"])
             first_seqs = load(state["first_seqs"])
@@ -386,7 +385,7 @@ class WindowStore:
         is_new = self._keys[at] != keys
         if not is_new.any():
             return self._slots[at]
-        new = np.flatnonzero(is_new)
+        new = is_new.nonzero()[0]
         fresh = self._slot_ids.take(new.size)
         self._make_room_for_slots()
         self._tag[fresh] = tags[new]
@@ -412,7 +411,7 @@ class WindowStore:
 
     def _find_or_open_blocks(self, slots: Ints, columns: Ints) -> Ints:
         blocks = self._block[slots, columns]
-        lacking = np.flatnonzero(blocks < 0)
+        lacking = (blocks < 0).nonzero()[0]
         if lacking.size:
             fresh = self._block_ids.take(lacking.size)
             room = self._block_ids.limit * self._width
@@ -459,7 +458,7 @@ class WindowStore:
         spare = (1 << self._step_bits) - 1 - (high - low)
         if spare >= 0:
             # Half of the spare range goes below, so that falling steps do not come here each time.
-            self._base = max(low - spare // 2, _INT64_MIN)
+            self._base = max(low - spare // 2, INT64_MIN)
             self._steps = None
         else:
             # Steps farther apart than 4.4e12 are open at once. Their order is all that the

@@ -225,7 +225,7 @@ class ScalarWindows:
         For a resumed run, which logs these steps again.
         """
         self._absorb()
-        positions = np.flatnonzero(self._store.steps() >= step)
+        positions = (self._store.steps() >= step).nonzero()[0]
         if positions.size:
             self.discarded_total += self._store.take(positions).values.size
         self._table.reopen(step)
@@ -309,7 +309,7 @@ class ScalarWindows:
         rows, repeated = in_window_order(seqs, tags, steps, ranks, walls, values)
         self.repeated_total += repeated + self._store.put(rows)
         touched = rows.tags[rows.starts]
-        first = np.flatnonzero(np.diff(touched, prepend=-1))
+        first = (np.diff(touched, prepend=-1)).nonzero()[0]
         self._touched.append((touched[first], lengths_of(first, touched.size)))
 
     def _bound_memory(self) -> None:
@@ -333,7 +333,7 @@ class ScalarWindows:
             forced_seq = self._expired
         if self._any_tag or forced_seq is not None:
             tags = self._store.tags()
-            tags = tags[np.flatnonzero(np.diff(tags, prepend=-1))]
+            tags = tags[(np.diff(tags, prepend=-1)).nonzero()[0]]
             touched = np.ones(tags.size, np.int64)
         elif not self._touched:
             return
@@ -372,13 +372,13 @@ class ScalarWindows:
         first, end = store.runs(tags)
         forced = first  # where each tag's windows that must close end
         if forced_seq is not None:
-            old = np.flatnonzero(store.first_seqs() <= forced_seq)
+            old = (store.first_seqs() <= forced_seq).nonzero()[0]
             forced = first.copy()
             forced[np.searchsorted(end, old, side="right")] = old + 1
             ahead = np.maximum(ahead, forced - first)
         found: list[Ints] = []
         missed = 0
-        going = np.flatnonzero(first < end)
+        going = (first < end).nonzero()[0]
         further = 1
         while going.size:
             begin, count = first[going], np.minimum(ahead, end - first)[going]

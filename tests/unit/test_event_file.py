@@ -153,6 +153,12 @@ def test_a_whole_file_is_complete_up_to_its_last_checkpoint_and_behind() -> None
     assert result.records_behind == 2
 
 
+def test_a_checkpoint_at_time_zero_counts() -> None:
+    # proto3 leaves a wall time of 0 out, which moves the fields behind it.
+    data = checkpoint_record(1.5, "0:1") + checkpoint_record(0.0, "0:2") + scalar(1)
+    assert scan(data).checkpoint == "0:2"
+
+
 def test_an_empty_file_is_complete() -> None:
     assert scan(b"") == Scan(Ending.COMPLETE, 0, 0, None, 0, 0)
 

@@ -160,6 +160,17 @@ def test_one_nan_blackens_what_it_normalizes_and_nothing_else() -> None:
     assert apart[:, 4:].max() == 255
 
 
+@pytest.mark.parametrize("value_range", [(0.1, 0.7), (-0.3, 1 / 3), (0.7, 0.1), (0.2, 0.2)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_range_that_the_dtype_must_round_is_rounded_as_torch_rounds_it(
+    dtype: str, value_range: tuple[float, float]
+) -> None:
+    images = random_images((4, 1, 8, 8), dtype=dtype)
+    ours = make_grid(images, normalize=True, value_range=value_range)
+    reference = torchvision_grid(torch.from_numpy(images), normalize=True, value_range=value_range)
+    assert_same(ours, reference)
+
+
 def test_nan_stays_a_single_black_pixel_when_the_range_is_given() -> None:
     images = np.ones((2, 3, 4, 4), np.float32)
     images[1, 2, 3, 3] = np.nan

@@ -1,0 +1,43 @@
+"""Fixtures: real daemons and boards, ended whatever a test does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.boards import Board
+from tests.support.daemons import DaemonProcess
+
+
+@pytest.fixture
+def start_daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
+    """Start a daemon on `tmp_path/runs`; its log is shown when the test fails."""
+    started: list[DaemonProcess] = []
+
+    def start(*arguments: str, wait: bool = True, **named: object) -> DaemonProcess:
+        daemon = DaemonProcess(tmp_path / "runs", *arguments, **named)
+        started.append(daemon)
+        return daemon.start(wait=wait)
+
+    yield start
+    for daemon in started:
+        print(daemon.log)
+        daemon.close()
+
+
+@pytest.fixture
+def start_board() -> Iterator[Callable[..., Board]]:
+    """Start a TensorBoard."""
+    started: list[Board] = []
+
+    def start(logdir: Path, *, fast: bool) -> Board:
+        board = Board(logdir, fast=fast)
+        started.append(board)
+        return board
+
+    yield start
+    for board in started:
+        print(board.log)
+        board.close()
