@@ -52,6 +52,17 @@ def on_device(value: Any) -> bool:
     return is_tensor(value) and value.device.type not in ("cpu", "meta")
 
 
+def dtype_name(value: Any, name: str) -> str:
+    """The element type of a tensor, an array or a snapshot, by its name on the wire.
+
+    Raises:
+        TypeError: elements of this type do not travel; `name` is the argument's.
+    """
+    if isinstance(value, Snapshot):
+        return value.dtype
+    return _dtype_name(str(value.dtype).removeprefix("torch."), name)
+
+
 def snapshot(value: Any, name: str) -> Snapshot:
     """A copy of a tensor, an array, or whatever numpy makes an array of.
 

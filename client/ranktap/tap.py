@@ -315,8 +315,8 @@ class Tap:
             "pad_value": pad_value,
         }
 
-        def check(shape: tuple[int, ...]) -> None:
-            parameters.update(records.check_grid(shape, parameters))
+        def check(shape: tuple[int, ...], dtype: str) -> None:
+            parameters.update(records.check_grid(shape, dtype, parameters))
 
         self._blob(
             Kind.IMAGE_GRID,
@@ -364,7 +364,7 @@ class Tap:
             walltime,
             name="image",
             parameters={"dataformats": dataformats},
-            check=lambda shape: records.check_image_shape(shape, dataformats, letters),
+            check=lambda shape, _: records.check_image_shape(shape, dataformats, letters),
         )
 
     def _blob(
@@ -377,7 +377,7 @@ class Tap:
         *,
         name: str,
         parameters: dict[str, Any],
-        check: Callable[[tuple[int, ...]], None] | None = None,
+        check: Callable[[tuple[int, ...], str], None] | None = None,
         across: Across = Across.EACH,
         edges: np.ndarray[Any, np.dtype[np.float64]] | None = None,
     ) -> None:
@@ -388,7 +388,7 @@ class Tap:
         if not hasattr(value, "shape"):
             value = staging.snapshot(value, name)
         if check is not None:
-            check(tuple(value.shape))
+            check(tuple(value.shape), staging.dtype_name(value, name))
         nbytes = int(value.nbytes)
         if nbytes > limits.RECORD_BYTES:
             raise ValueError(
@@ -639,6 +639,6 @@ def _number(value: Any, name: str = "value") -> float:
         raise TypeError(f"{name}: expected a number or one element, got {given}: {error}") from None
 
 
-def _check_values(shape: tuple[int, ...]) -> None:
+def _check_values(shape: tuple[int, ...], dtype: str) -> None:
     if 0 in shape:
         raise ValueError(f"values: expected at least one value, got shape {shape}")

@@ -300,7 +300,7 @@ def check_image_shape(shape: Sequence[int], dataformats: object, letters: Sequen
     _check_pixels(shape[order.index("H")] * rows, shape[order.index("W")] * columns, shape)
 
 
-def check_grid(shape: Sequence[int], parameters: Mapping[str, Any]) -> dict[str, Any]:
+def check_grid(shape: Sequence[int], dtype: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of an image grid, normalised, for images of `shape` (HW, CHW or NCHW).
 
     Raises:
@@ -332,14 +332,21 @@ def check_grid(shape: Sequence[int], parameters: Mapping[str, Any]) -> dict[str,
         low, high = (_number("value_range", bound) for bound in value_range)
         if low > high:
             raise ValueError(f"value_range: expected low <= high, got {(low, high)}")
+        for bound in (low, high):
+            _check_fits("value_range", bound, dtype)
         value_range = [low, high]
+    normalize = _flag("normalize", parameters["normalize"])
+    if normalize and not _is_float(dtype):
+        raise ValueError(f"normalize: expected images of a float dtype, got {dtype}")
+    pad_value = _number("pad_value", parameters["pad_value"])
+    _check_fits("pad_value", pad_value, dtype)
     return {
         "nrow": nrow,
         "padding": padding,
-        "normalize": _flag("normalize", parameters["normalize"]),
+        "normalize": normalize,
         "value_range": value_range,
         "scale_each": _flag("scale_each", parameters["scale_each"]),
-        "pad_value": _number("pad_value", parameters["pad_value"]),
+        "pad_value": pad_value,
     }
 
 
@@ -431,7 +438,7 @@ def _images_parameters(blob: Blob) -> dict[str, Any]:
 
 def _grid_parameters(blob: Blob) -> dict[str, Any]:
     names = ("nrow", "padding", "normalize", "value_range", "scale_each", "pad_value")
-    return check_grid(blob.shape, _only(blob, *names))
+    return check_grid(blob.shape, blob.dtype, _only(blob, *names))
 
 
 def _histogram_parameters(blob: Blob) -> dict[str, Any]:
@@ -500,6 +507,25 @@ def _check_text(name: str, text: str, max_bytes: int) -> str:
     if has_control(text):
         raise ValueError(f"{name}: expected no control characters, got {text!r}")
     return text
+
+
+def _is_float(dtype: str) -> bool:
+    return dtype in ("bfloat16", "float16", "float32", "float64")
+
+
+def _check_fits(name: str, value: float, dtype: str) -> None:
+    """Pixels of the grid have the images' dtype, and torch raises where it cannot hold a value."""
+    if dtype == "bool":
+        return
+    if _is_float(dtype):
+        limit = float(np.finfo("float32" if dtype == "bfloat16" else dtype).max)
+        low, high = -limit, limit
+    else:
+        low, high = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+    if not low <= value <= high:
+        raise ValueError(
+            f"{name}: expected a value from {low:g} to {high:g} for {dtype}, got {value:g}"
+        )
 
 
 def _whole(name: str, value: object, low: int, high: int) -> int:

@@ -297,8 +297,15 @@ class Fold:
         if blob.kind is Kind.HISTOGRAM:
             max_bins = blob.parameters["max_bins"]
             self._write_histogram(tag, blob.step, blob.wall_time, _histogram_of(blob), max_bins)
-        else:
-            self._write(blob.step, blob.wall_time, _RENDERERS[blob.kind](tag, blob))
+            return
+        try:
+            value = _RENDERERS[blob.kind](tag, blob)
+        except ValueError as error:
+            # The rules of records.py let nothing through that cannot be drawn; where they
+            # are wrong, one picture is missing, not the batch that it came in.
+            self._tell_once(f"draw {tag}", f"{tag!r} cannot be drawn: {error}")
+            return
+        self._write(blob.step, blob.wall_time, value)
 
     def _tag(self, tag: str, kind: str) -> int:
         """The run's number for a tag; -1 when what is logged under it cannot be shown."""

@@ -19,6 +19,8 @@ import time
 from collections import deque
 from pathlib import Path
 
+import numpy as np
+
 from ranktap_wire.journal import Damage, Entry, Position
 from ranktapd import checkpoint
 from ranktapd.dirlock import FileLock
@@ -182,6 +184,9 @@ def main(arguments: list[str] | None = None) -> int:
     # The main process tells it when to end; a signal to the whole group is not for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # In a fresh process glibc returns each large temporary to the kernel, which doubles what
+    # encoding costs; once a block of this size was freed, it keeps them.
+    np.empty(16 << 20, np.uint8)
     place = RunPlace.of(options.logdir, options.state_dir, options.run)
     FileLock(place.state / "writer.lock").acquire(
         f"another worker writes run {options.run!r}", LOCK_WAIT_S

@@ -1,0 +1,72 @@
+"""The command `ranktap`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ranktap import __version__
+
+_DESCRIPTION = """\
+Every rank of a distributed PyTorch job on one TensorBoard.
+
+  ranktap demo                 train a small network on 2 ranks and look at it
+  ranktapd --help              the daemon, for a log host
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ranktap",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ranktap {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_demo(commands.add_parser("demo", help="a 2-rank DDP job, logged by all of its ranks"))
+    options = parser.parse_args(arguments)
+    from ranktap import demo
+
+    try:
+        return demo.run(
+            logdir=options.logdir,
+            run_name=options.run,
+            steps=options.steps,
+            ranks=options.ranks,
+            board=options.board,
+        )
+    except KeyboardInterrupt:
+        return 130
+    except demo.DemoError as error:
+        print(f"ranktap demo: {error}", file=sys.stderr)
+        return 1
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Trains a small CNN on scikit-learn's digits with DistributedDataParallel over gloo, on "
+        "this machine's CPU. Every rank logs; a daemon started for the purpose merges them."
+    )
+    add = parser.add_argument
+    add("--logdir", type=Path, default=Path("runs"), metavar="DIR", help="where to write (runs)")
+    add("--run", metavar="NAME", help="name of the run (demo/ and the time)")
+    add("--steps", type=_positive, default=300, metavar="N", help="steps to train (300)")
+    add("--ranks", type=_positive, default=2, metavar="N", help="processes (2)")
+    add(
+        "--no-board",
+        dest="board",
+        action="store_false",
+        help="end after training instead of showing the run in TensorBoard",
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
