@@ -95,13 +95,15 @@ class RunWorker:
         """Until told to finish, or left alone."""
         while True:
             self.fold_upto(self._controls.committed)
-            if self._controls.finish and self._reader.position.sequence >= self._controls.committed:
-                self._writer.sync()
-                return
-            self._controls.wait(self._ask_to_expire())
             if self._controls.ended:
                 logger.info("run %r: the main process is gone", self._place.name)
                 return
+            if self._reader.position.sequence < self._controls.committed:
+                continue  # more was told of while it folded
+            if self._controls.finish:
+                self._writer.sync()
+                return
+            self._controls.wait(self._ask_to_expire())
 
     def fold_upto(self, sequence: int) -> None:
         """Bring the event file to where the journal is."""

@@ -1,0 +1,1 @@
+"""What ranktap costs and carries, beside torch's SummaryWriter: `python -m benchmarks --help`."""
