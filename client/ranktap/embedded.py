@@ -22,13 +22,15 @@ from ranktap_wire import places
 
 logger = logging.getLogger("ranktap")
 
+_NEEDED = ("tensorboard", "isal", "prometheus_client")  # what ranktap[daemon] adds
+
 START_TIMEOUT_S = 60
 """Importing from a cold network file system takes many seconds."""
 
 
 def check_installed() -> None:
     """Raise ModuleNotFoundError, with what to install, when no daemon can be started from here."""
-    missing = [name for name in ("tensorboard", "isal") if importlib.util.find_spec(name) is None]
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(
             f"logdir= starts a ranktapd in this environment, which lacks {' and '.join(missing)}: "
@@ -70,6 +72,7 @@ class EmbeddedDaemon:
                     fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
                     return lock.readline().strip() or self._endpoint()
+                fcntl.flock(lock, fcntl.LOCK_UN)  # as in _locked
         except FileNotFoundError:
             return None
         return None
@@ -82,8 +85,9 @@ class EmbeddedDaemon:
         socket.parent.mkdir(mode=0o700, exist_ok=True)
         if socket.parent.stat().st_uid != os.getuid():
             raise OSError(f"{socket.parent} belongs to another user")
-        command = [sys.executable, "-m", "ranktapd", "--embedded", "--logdir", str(self.logdir)]
-        command += ["--listen", self._endpoint()]
+        # -P: what lies in the training's directory (a queue.py, a json.py) is not for the daemon.
+        command = [sys.executable, "-P", "-m", "ranktapd", "--embedded"]
+        command += [f"--logdir={self.logdir}", f"--listen={self._endpoint()}"]
         try:
             # It returns when the daemon that it left behind is ready, or with its error.
             subprocess.run(
@@ -105,4 +109,9 @@ class EmbeddedDaemon:
 def _locked(path: Path) -> Iterator[None]:
     with open(path, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            # Not only closed: a process forked meanwhile (a DataLoader's worker) has the
+            # descriptor too, and would keep the lock as long as it lives.
+            fcntl.flock(lock, fcntl.LOCK_UN)

@@ -13,6 +13,8 @@ collector a visit to each (measured on the same machine: 0.30 us a call against 
 
 Memory: everything not yet acknowledged counts, up to `memory_bytes`. Blobs may take four
 fifths of it, so that a fifth stays for scalars. What does not fit is dropped and counted.
+Scalars compare the length of `rows` with `row_limit`, which is what the other records and
+the batches leave of the memory; every change of those sets it anew.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +33,9 @@ from ranktap_wire.records import Across, Batch, Blob, Columns, Kind, byte_view
 ROW_ITEMS = 4
 ROW_BYTES = 128
 """A scalar in `rows`: four references, two floats and mostly an int."""
+DEVICE_SCALAR_BYTES = 1 * limits.KIB
+"""A scalar on its way from a device: a pinned block of 512 bytes, and the tensor, event and
+array around it."""
 COLUMN_ROW_BYTES = 28
 BLOB_BYTES = 1 * limits.KIB
 """A blob besides its data: its objects here, its header on the wire."""
@@ -71,6 +76,15 @@ class Sealed:
         return self.scalar_bytes + self.blob_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How much had been logged at a moment, counted from the beginning, in items of its queues."""
+
+    rows: int
+    scalars: int
+    blobs: int
+
+
 class Outbox:
     """One tap's memory. The sender calls `take` and `release`; everything else may be called by any
     thread."""
@@ -89,6 +103,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._scalar_bytes = 0  # sealed columns, and scalars on their way from a device
         self._blob_bytes = 0
+        self._taken = Mark(0, 0, 0)
         self._closed = False
         self._set_row_limit()
 
@@ -105,27 +120,19 @@ class Outbox:
         """Keep a blob; False when there is no room for it, and it was counted."""
         nbytes = _blob_bytes(blob)
         with self._lock:
-            held = self._blob_bytes + nbytes
-            if (
-                self._closed
-                or held > BLOBS_SHARE * self.memory_bytes
-                or held + self._scalar_bytes > self.memory_bytes
-            ):
+            if not self._fits(nbytes):
                 self.dropped_blobs += 1
                 return False
-            self._blob_bytes = held
+            self._blob_bytes += nbytes
             self._blobs.append(Pending(blob, arrived))
+            self._update_row_limit()
             return True
 
     def has_room_for(self, nbytes: int) -> bool:
-        """Whether a blob of so many bytes would be kept now: asked before it is copied."""
+        """Whether a blob of so many bytes would be kept now, asked before it is copied; when not,
+        it was counted."""
         with self._lock:
-            held = self._blob_bytes + nbytes + BLOB_BYTES
-            fits = (
-                not self._closed
-                and held <= BLOBS_SHARE * self.memory_bytes
-                and held + self._scalar_bytes <= self.memory_bytes
-            )
+            fits = self._fits(nbytes + BLOB_BYTES)
             if not fits:
                 self.dropped_blobs += 1
             return fits
@@ -133,16 +140,31 @@ class Outbox:
     def add_device_scalar(self, scalar: PendingScalar) -> bool:
         """Keep a scalar that is on its way; False when there is no room, and it was counted."""
         with self._lock:
-            if self.row_limit <= 0:
+            if len(self.rows) >= self.row_limit - DEVICE_SCALAR_BYTES // ROW_BYTES * ROW_ITEMS:
                 self.dropped_scalars += 1
                 return False
             self._scalars.append(scalar)
-            self._scalar_bytes += ROW_BYTES
+            self._scalar_bytes += DEVICE_SCALAR_BYTES
+            self._update_row_limit()
             return True
+
+    def _fits(self, nbytes: int) -> bool:
+        """Whether a blob may be kept. The caller holds the lock."""
+        blobs = self._blob_bytes + nbytes
+        rows = len(self.rows) // ROW_ITEMS * ROW_BYTES
+        return (
+            not self._closed
+            and blobs <= BLOBS_SHARE * self.memory_bytes
+            and blobs + self._scalar_bytes + rows <= self.memory_bytes
+        )
 
     def drop_scalars(self, count: int) -> None:
         with self._lock:
             self.dropped_scalars += count
+
+    def drop_blobs(self, count: int) -> None:
+        with self._lock:
+            self.dropped_blobs += count
 
     @property
     def dropped(self) -> int:
@@ -151,6 +173,10 @@ class Outbox:
     @property
     def pending_blob_bytes(self) -> int:
         return self._blob_bytes
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
 
     def close(self) -> None:
         """Take nothing more: what is logged from now on counts as dropped."""
@@ -168,6 +194,21 @@ class Outbox:
     def row_bytes(self) -> int:
         """What waits as rows, at its size in columns."""
         return len(self.rows) // ROW_ITEMS * COLUMN_ROW_BYTES
+
+    def mark(self) -> Mark:
+        """All that has been logged by now. Only the sender may ask: it changes what was taken."""
+        return Mark(
+            self._taken.rows + len(self.rows),
+            self._taken.scalars + len(self._scalars),
+            self._taken.blobs + len(self._blobs),
+        )
+
+    def has_taken(self, mark: Mark) -> bool:
+        """Whether everything that had been logged at that moment was taken."""
+        taken = self._taken
+        return (
+            taken.rows >= mark.rows and taken.scalars >= mark.scalars and taken.blobs >= mark.blobs
+        )
 
     def take(self) -> Sealed | None:
         """The next batch: records in the order in which they came, a kind at a time; None when
@@ -195,14 +236,19 @@ class Outbox:
 
     def _set_row_limit(self) -> None:
         with self._lock:
-            if not self._closed:
-                free = self.memory_bytes - self._scalar_bytes - self._blob_bytes
-                self.row_limit = max(0, free // ROW_BYTES) * ROW_ITEMS
+            self._update_row_limit()
+
+    def _update_row_limit(self) -> None:
+        """The caller holds the lock."""
+        if not self._closed:
+            free = self.memory_bytes - self._scalar_bytes - self._blob_bytes
+            self.row_limit = max(0, free // ROW_BYTES) * ROW_ITEMS
 
     def _take_columns(self) -> Columns | None:
         count = min(len(self.rows) // ROW_ITEMS, limits.SCALARS)
         taken = self.rows[: count * ROW_ITEMS]
         del self.rows[: count * ROW_ITEMS]
+        rows = count
         while self._scalars and count < limits.SCALARS:
             scalar = self._scalars[0]
             if scalar.value.arrived is not None and not scalar.value.arrived():
@@ -212,7 +258,12 @@ class Outbox:
             count += 1
             with self._lock:
                 self._scalars.popleft()
-                self._scalar_bytes -= ROW_BYTES
+                self._scalar_bytes -= DEVICE_SCALAR_BYTES
+        self._taken = replace(
+            self._taken,
+            rows=self._taken.rows + rows * ROW_ITEMS,
+            scalars=self._taken.scalars + count - rows,
+        )
         return self._columns(taken) if count else None
 
     def _columns(self, rows: list[int | float]) -> Columns:
@@ -233,26 +284,30 @@ class Outbox:
 
     def _take_blobs(self) -> tuple[list[Blob], int]:
         blobs: list[Blob] = []
-        total = header_bytes = 0
+        total = header_bytes = frames = 0
         while self._blobs and len(blobs) < limits.BLOBS // 2:
             pending = self._blobs[0]
             if pending.arrived is not None and not pending.arrived():
                 break
             nbytes = _blob_bytes(pending.blob)
             header_bytes += 256 + len(pending.blob.tag.encode())
+            frames += 1 + len(pending.blob.buffers)
             if blobs and (
-                total + nbytes > limits.BATCH_TARGET_BYTES or header_bytes > HEADER_TARGET_BYTES
+                total + nbytes > limits.BATCH_TARGET_BYTES
+                or header_bytes > HEADER_TARGET_BYTES
+                or frames > limits.BLOBS
             ):
                 break
             self._blobs.popleft()
             blobs.append(pending.blob)
             total += nbytes
+        self._taken = replace(self._taken, blobs=self._taken.blobs + len(blobs))
         return blobs, total
 
 
 def _blob_bytes(blob: Blob) -> int:
-    edges = 0 if blob.edges is None else byte_view(blob.edges).nbytes
-    return byte_view(blob.data).nbytes + edges + BLOB_BYTES
+    others = sum(byte_view(buffer).nbytes for buffer in blob.buffers.values())
+    return byte_view(blob.data).nbytes + others + BLOB_BYTES
 
 
 def _first_value(value: Snapshot) -> float:

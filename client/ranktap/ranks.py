@@ -1,8 +1,10 @@
 """Who am I: rank, world size and job, from the environment.
 
-The first launcher that speaks wins: torchrun, Slurm, Open MPI, then an initialised
-`torch.distributed`; else this process is alone. Every rank of a job comes to the
-same answer without talking to the others.
+The first launcher that speaks wins: torchrun, Open MPI, Slurm, then an initialised
+`torch.distributed`; else this process is alone. That is from the inside out: mpirun in
+a Slurm job leaves each rank Slurm's variables of something else (the batch script, or
+the daemon that started it). Every rank of a job comes to the same answer without
+talking to the others.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ class Identity:
 # (launcher, rank, world size, local rank)
 _LAUNCHERS = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
     ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
 )
 
 
@@ -46,11 +48,12 @@ def identify(environ: Mapping[str, str] | None = None) -> Identity:
     for launcher, rank_name, size_name, local_name in _LAUNCHERS:
         if rank_name not in environ or size_name not in environ:
             continue
+        # A batch script and an interactive shell have these variables too, and are no rank:
+        # only what srun starts is one.
+        if launcher == "Slurm" and "SLURM_STEP_ID" not in environ:
+            continue
         rank, world_size = _whole(environ, rank_name), _whole(environ, size_name)
         local_rank = _whole(environ, local_name) if local_name in environ else 0
-        # An interactive Slurm shell has these variables too, and is alone.
-        if world_size == 1 and launcher == "Slurm" and "SLURM_STEP_ID" not in environ:
-            continue
         return Identity(rank, world_size, local_rank, _job(launcher, environ), launcher)
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -108,7 +111,7 @@ def _started(pid: int) -> datetime:
 
 
 def _whole(environ: Mapping[str, str], name: str) -> int:
-    try:
-        return int(environ[name])
-    except ValueError:
-        raise ValueError(f"{name}: expected a whole number, got {environ[name]!r}") from None
+    text = environ[name]
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{name}: expected a whole number, got {text!r}")
+    return int(text)

@@ -27,7 +27,7 @@ from typing import Any
 
 import zmq
 
-from ranktap.outbox import Outbox, Sealed
+from ranktap.outbox import Mark, Outbox, Sealed
 from ranktap_wire import frames, limits
 from ranktap_wire.delivery import SendWindow
 from ranktap_wire.frames import Ack, ByeAnswer, Code, DaemonMessage, Error, Hello, Welcome
@@ -50,12 +50,14 @@ class Flush:
     """Someone waits until everything logged before is acknowledged."""
 
     done: threading.Event = field(default_factory=threading.Event)
+    mark: Mark | None = None
+    """What it waits for; None before the sender has seen it. Others may go on logging."""
     number: int | None = None
     """The last batch that it waits for; None before the sender has sealed it."""
     journaled: bool = False
 
 
-class Sender(threading.Thread):
+class Sender:
     """Streams one outbox to one daemon.
 
     `locate` returns the daemon's endpoint, and is asked before every connection; it may
@@ -63,7 +65,9 @@ class Sender(threading.Thread):
     """
 
     def __init__(self, outbox: Outbox, hello: Hello, locate: Callable[[], str]) -> None:
-        super().__init__(name="ranktap-sender", daemon=True)
+        # Has a thread rather than being one: Thread's own private names are many, and each
+        # release has others.
+        self._thread = threading.Thread(target=self._run, name="ranktap-sender", daemon=True)
         self._outbox = outbox
         self._hello = hello
         self._locate = locate
@@ -79,7 +83,8 @@ class Sender(threading.Thread):
         self._socket: zmq.Socket[bytes] | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._welcomed = False
-        self._refused = 0
+        self._refused: set[int] = set()
+        """Batches that break a rule; they are acknowledged like others, but were not kept."""
         self._last_heard = 0.0
         self._last_probe = 0.0
         self._next_batch_at = 0.0
@@ -90,6 +95,9 @@ class Sender(threading.Thread):
         self._told: set[str] = set()
 
     # -- called by other threads ------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
 
     def wake(self) -> None:
         try:
@@ -122,7 +130,7 @@ class Sender(threading.Thread):
 
     # -- the thread -------------------------------------------------------------------
 
-    def run(self) -> None:
+    def _run(self) -> None:
         try:
             self._context = zmq.Context()
             self._connect()
@@ -155,7 +163,10 @@ class Sender(threading.Thread):
         if self._closing.is_set() and self._welcomed and not self._bye_sent:
             self._bye_sent = self._send_control(frames.pack_bye(self._hello.session))
         if now - self._last_heard > limits.ANSWER_TIMEOUT_S:
-            self._tell_once("silent", "ranktap: no answer from %s; training goes on", self._where)
+            if self._socket is not None:
+                self._tell_once(
+                    "silent", "ranktap: no answer from %s; training goes on", self._where
+                )
             self._connect()
 
     def _wait(self) -> None:
@@ -212,7 +223,7 @@ class Sender(threading.Thread):
             self._release(error.number)
             self._window.rewind()
         elif error.number is not None:
-            self._refused += 1
+            self._refused.add(error.number)
             self._tell_once(error.text, "ranktap: ranktapd refused a batch: %s", error.text)
         elif error.code in (Code.PROTOCOL, Code.REFUSED, Code.CONFLICT, Code.LIMIT):
             self._stop(error.text)
@@ -222,10 +233,14 @@ class Sender(threading.Thread):
     def _release(self, number: int) -> None:
         for numbered in self._window.acknowledged(number):
             self._outbox.release(numbered.batch)
+            if numbered.number in self._refused:
+                self._refused.remove(numbered.number)
+                batch = numbered.batch.batch
+                self._outbox.drop_scalars(0 if batch.columns is None else len(batch.columns))
+                self._outbox.drop_blobs(len(batch.blobs))
 
     def _seal(self, now: float) -> None:
         """Move what was logged into numbered batches."""
-        waiting_flush = any(flush.number is None for flush in self._flushes)
         due = now >= self._next_batch_at
         if due:
             self._next_batch_at = now + limits.BATCH_INTERVAL_S
@@ -233,7 +248,7 @@ class Sender(threading.Thread):
         for _ in range(BATCHES_A_TURN):
             if not self._outbox:
                 return
-            if not waiting_flush:
+            if not self._is_flush_unsealed():
                 large = (
                     self._outbox.pending_blob_bytes >= limits.BATCH_TARGET_BYTES
                     or self._outbox.row_bytes >= BACKLOG_BYTES
@@ -271,10 +286,18 @@ class Sender(threading.Thread):
             self._blocked = True
         return False
 
-    def _settle_flushes(self) -> None:
-        for flush in self._flushes:
-            if flush.number is None and not self._outbox:
+    def _is_flush_unsealed(self) -> bool:
+        """Whether a flush waits for something that is not in a batch yet."""
+        # A copy: the threads that flush append to it.
+        for flush in tuple(self._flushes):
+            if flush.mark is None:
+                flush.mark = self._outbox.mark()
+            if flush.number is None and self._outbox.has_taken(flush.mark):
                 flush.number = self._window.first_unacknowledged + len(self._window) - 1
+        return any(flush.number is None for flush in tuple(self._flushes))
+
+    def _settle_flushes(self) -> None:
+        self._is_flush_unsealed()
         while self._flushes:
             number = self._flushes[0].number
             if number is None or self._window.first_unacknowledged <= number:
@@ -321,7 +344,14 @@ class Sender(threading.Thread):
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
-        socket.connect(self._where)
+        if "[" in self._where:
+            socket.setsockopt(zmq.IPV6, 1)
+        try:
+            socket.connect(self._where)
+        except zmq.ZMQError as error:
+            socket.close(linger=0)
+            self._tell_once("connect", "ranktap: %s: %s", self._where, error.strerror)
+            return
         self._socket = socket
         self._say_hello()
 

@@ -52,41 +52,80 @@ def on_device(value: Any) -> bool:
     return is_tensor(value) and value.device.type not in ("cpu", "meta")
 
 
-def dtype_name(value: Any, name: str) -> str:
-    """The element type of a tensor, an array or a snapshot, by its name on the wire.
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a snapshot would be, known before anything is copied."""
+
+    value: Any
+    """The tensor, the array, or the array that numpy made of something else."""
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    is_own: bool = False
+    """Nobody else has `value`: it can be the snapshot."""
+
+
+def describe(value: Any, name: str) -> Described:
+    """What a snapshot of a tensor, an array, or whatever numpy makes an array of, would be.
 
     Raises:
-        TypeError: elements of this type do not travel; `name` is the argument's.
+        TypeError: numpy makes no numbers of it, its element type does not travel, or it is a
+            tensor without elements in memory (sparse, meta); the message names the argument
+            `name` and what is allowed.
     """
-    if isinstance(value, Snapshot):
-        return value.dtype
-    return _dtype_name(str(value.dtype).removeprefix("torch."), name)
+    if is_tensor(value):
+        torch = sys.modules["torch"]
+        dtype = _dtype_name(str(value.dtype).removeprefix("torch."), name)
+        if value.layout != torch.strided or value.device.type == "meta":
+            raise TypeError(
+                f"{name}: expected a dense tensor with data, got {value.layout} on {value.device}"
+            )
+        return Described(value, dtype, tuple(value.shape), value.numel() * value.element_size())
+    # Anything else may show an array that it goes on using.
+    is_own = isinstance(value, list | tuple | int | float)
+    if not isinstance(value, np.ndarray):
+        try:
+            value = np.asarray(value)
+        # RuntimeError: a list of tensors that require gradients.
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name}: expected an array of numbers: {error}") from None
+    dtype = _dtype_name(value.dtype.name, name)
+    return Described(value, dtype, value.shape, value.nbytes, is_own)
+
+
+def of_text(text: str) -> Described:
+    """Text as the bytes that travel.
+
+    Raises:
+        UnicodeEncodeError: it has surrogates without a partner.
+    """
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    return Described(encoded, "utf8", encoded.shape, encoded.nbytes, is_own=True)
 
 
 def snapshot(value: Any, name: str) -> Snapshot:
-    """A copy of a tensor, an array, or whatever numpy makes an array of.
+    """A copy of what `describe` takes.
 
     Raises:
-        TypeError: numpy makes no numbers of it, or its element type does not travel;
-            the message names the argument `name` and what is allowed.
+        TypeError: as `describe`.
     """
-    if is_tensor(value):
-        return _of_tensor(value.detach(), name)
-    try:
-        array = np.array(value, order="C", copy=True)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: expected an array of numbers: {error}") from None
-    return Snapshot(array, _dtype_name(array.dtype.name, name), array.shape)
+    return copy(describe(value, name))
 
 
-def _of_tensor(tensor: Any, name: str) -> Snapshot:
+def copy(described: Described) -> Snapshot:
+    """The snapshot itself."""
+    if is_tensor(described.value):
+        return _of_tensor(described.value.detach(), described.dtype, described.shape)
+    # The wire is little endian, whatever the array came from.
+    dtype = described.value.dtype.newbyteorder("<")
+    make = np.asarray if described.is_own else np.array
+    return Snapshot(make(described.value, dtype, order="C"), described.dtype, described.shape)
+
+
+def _of_tensor(tensor: Any, dtype: str, shape: tuple[int, ...]) -> Snapshot:
     torch = sys.modules["torch"]
-    dtype = _dtype_name(str(tensor.dtype).removeprefix("torch."), name)
-    if tensor.layout != torch.strided or tensor.device.type == "meta":
-        raise TypeError(
-            f"{name}: expected a dense tensor with data, got {tensor.layout} on {tensor.device}"
-        )
-    shape = tuple(tensor.shape)
+    # `z.imag` of a conjugated tensor is its memory, to be read with the sign changed.
+    tensor = tensor.resolve_neg()
     if dtype == "bfloat16":
         tensor = tensor.view(torch.int16)
     if tensor.device.type == "cpu":

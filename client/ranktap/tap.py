@@ -8,10 +8,14 @@ call, with the argument's name, what was given, and what is allowed.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import logging
+import math
 import os
+import re
 import secrets
 import socket
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -70,6 +74,7 @@ class Tap:
         self._kinds: dict[str, str] = {}
         self._inert = False
         self._closed = False
+        self._journaled = False
         self._told_dropped = False
         self._sender = Sender(self._outbox, hello, locate)
         self._sender.start()
@@ -106,10 +111,8 @@ class Tap:
         try:
             index = self._mean[tag] if across == "mean" else self._tables["", across][tag]
         except (KeyError, TypeError):
-            new = self._new_scalar_tag("", tag, across)
-            if new is None:
-                return
-            index = new
+            self._scalar_of_new_tag(tag, value, step, walltime, across)
+            return
         if type(step) is not int:
             step = self._step if step is None else records.check_step(step)
         elif not STEP_MIN <= step <= STEP_MAX:
@@ -117,9 +120,9 @@ class Tap:
         walltime = wall_clock() if walltime is None else records.check_walltime(walltime)
         if type(value) is not float:
             if staging.on_device(value):
-                self._device_scalar(index, step, walltime, value)
+                self._add_device_scalar(index, step, walltime, value, "value")
                 return
-            value = _number(value)
+            value = _number(value, "value")
         rows = self._rows
         if len(rows) >= self._outbox.row_limit:
             self._drop_scalars(1)
@@ -146,55 +149,88 @@ class Tap:
         now = wall_clock()
         try:
             table = self._tables[prefix, across]
-        except (KeyError, TypeError):
-            records.check_across(across, SCALAR_ACROSS)
-            table = {}
+            items = values.items()
+        except (KeyError, TypeError, AttributeError):
+            self._scalars_of_new_tags(values, step, prefix, across)
+            return
         added: list[int | float] = []
-        devices: list[tuple[int, Any]] = []
-        for tag, value in values.items():
-            try:
-                index = table[tag]
-            except (KeyError, TypeError):
-                new = self._new_scalar_tag(prefix, tag, across)
-                if new is None:
-                    continue
-                index = new
+        devices: list[tuple[int, str, Any]] = []
+        for tag, value in items:
+            index = table.get(tag)
+            if index is None:
+                self._scalars_of_new_tags(values, step, prefix, across)
+                return
             if type(value) is not float:
                 if staging.on_device(value):
-                    devices.append((index, value))
+                    _check_number(value, f"values[{tag!r}]")
+                    devices.append((index, tag, value))
                     continue
                 value = _number(value, f"values[{tag!r}]")
             added += (index, step, now, value)
-        for index, value in devices:
-            self._device_scalar(index, step, now, value)
+        for index, tag, value in devices:
+            self._add_device_scalar(index, step, now, value, f"values[{tag!r}]")
         if len(self._rows) + len(added) > self._outbox.row_limit:
             self._drop_scalars(len(added) // ROW_ITEMS)
             return
         self._rows += added
 
-    def _new_scalar_tag(self, prefix: str, tag: Any, across: Any) -> int | None:
-        """The index of a tag that is logged for the first time; None: it is not to be logged."""
+    def _scalar_of_new_tag(
+        self, tag: Any, value: Any, step: Any, walltime: Any, across: Any
+    ) -> None:
+        """A scalar whose tag has no index yet: everything is checked before it gets one."""
         policy = records.check_across(across, SCALAR_ACROSS)
         records.check_tag(tag)
-        if not self._accepts():
-            return None
-        if policy is Across.RANK0 and self.rank != 0:
-            return None
-        full = records.check_tag(f"{prefix}/{tag}") if prefix else tag
-        self._check_kind(full, f"scalar with across={across!r}")
-        index = self._tables.setdefault(("", across), {}).get(full)
-        if index is None:
-            index = self._outbox.add_tag(full, policy)
-            self._tables["", across][full] = index
-        if prefix:
-            self._tables.setdefault((prefix, across), {})[tag] = index
-        return index
+        if step is not None:
+            records.check_step(step)
+        if walltime is not None:
+            records.check_walltime(walltime)
+        _check_number(value, "value")
+        if self._has_part(policy) and self._accepts(1):
+            self._index_tags([(tag, tag)], "", across, policy)
+            self.scalar(tag, value, step, walltime=walltime, across=across)
 
-    def _device_scalar(self, index: int, step: int, walltime: float, value: Any) -> None:
-        if value.numel() != 1:
-            raise ValueError(f"value: expected one element, got shape {tuple(value.shape)}")
-        pending = PendingScalar(index, step, walltime, staging.snapshot(value.reshape(1), "value"))
-        if not self._outbox.add_device_scalar(pending):
+    def _scalars_of_new_tags(self, values: Any, step: int, prefix: Any, across: Any) -> None:
+        """Scalars of which one has no index yet: everything is checked before any gets one."""
+        policy = records.check_across(across, SCALAR_ACROSS)
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix: expected a string, got {type(prefix).__name__}")
+        if not isinstance(values, Mapping):
+            raise TypeError(f"values: expected a mapping, got {type(values).__name__}")
+        tags = []
+        for tag, value in values.items():
+            records.check_tag(tag)
+            tags.append((tag, records.check_tag(f"{prefix}/{tag}") if prefix else tag))
+            _check_number(value, f"values[{tag!r}]")
+        if self._has_part(policy) and self._accepts(len(tags)):
+            self._index_tags(tags, prefix, across, policy)
+            if tags:
+                self.scalars(values, step, prefix=prefix, across=across)
+
+    def _has_part(self, policy: Across) -> bool:
+        """Whether this rank's records of that policy count."""
+        return policy is not Across.RANK0 or self.rank == 0
+
+    def _index_tags(
+        self, tags: Sequence[tuple[str, str]], prefix: str, across: str, policy: Across
+    ) -> None:
+        """Give tags, as (without, with prefix), their index, all or none."""
+        kind = f"scalar with across={across!r}"
+        for _, full in tags:
+            self._check_kind(full, kind)
+        plain = self._tables.setdefault(("", across), {})
+        table = self._tables.setdefault((prefix, across), {})
+        for tag, full in tags:
+            self._kinds[full] = kind
+            index = plain.get(full)
+            if index is None:
+                index = plain[full] = self._outbox.add_tag(full, policy)
+            table[tag] = index
+
+    def _add_device_scalar(
+        self, index: int, step: int, walltime: float, value: Any, name: str
+    ) -> None:
+        copy = staging.snapshot(value.reshape(1), name)
+        if not self._outbox.add_device_scalar(PendingScalar(index, step, walltime, copy)):
             self._tell_dropped()
 
     # -- pictures, histograms, text ---------------------------------------------------
@@ -232,8 +268,6 @@ class Tap:
                 f"bins: {bins!r} makes other edges in each rank, which cannot be merged: "
                 "use bins='tensorflow', edges, or across='each' or 'rank0'"
             )
-        if policy is Across.RANK0 and self.rank != 0:
-            return
         self._blob(
             Kind.HISTOGRAM,
             tag,
@@ -241,7 +275,7 @@ class Tap:
             step,
             walltime,
             name="values",
-            parameters={"bins": name, "max_bins": max_bins},
+            parameters={"bins": name, "max_bins": None if max_bins is None else int(max_bins)},
             check=_check_values,
             across=policy,
             edges=None if edges is None else np.array(edges, np.float64),
@@ -264,7 +298,7 @@ class Tap:
         Raises:
             TypeError, ValueError: an argument is not of this form; it is named.
         """
-        self._image(Kind.IMAGE, tag, image, step, walltime, dataformats, IMAGE_LETTERS)
+        self._image(Kind.IMAGE, tag, image, step, walltime, dataformats)
 
     def images(
         self,
@@ -280,7 +314,7 @@ class Tap:
         Raises:
             TypeError, ValueError: an argument is not of this form; it is named.
         """
-        self._image(Kind.IMAGES, tag, images, step, walltime, dataformats, IMAGES_LETTERS)
+        self._image(Kind.IMAGES, tag, images, step, walltime, dataformats)
 
     def image_grid(
         self,
@@ -340,11 +374,10 @@ class Tap:
         if not isinstance(text, str):
             raise TypeError(f"text: expected a string, got {type(text).__name__}")
         try:
-            encoded = np.frombuffer(text.encode(), np.uint8)
+            encoded = staging.of_text(text)
         except UnicodeEncodeError:
             raise ValueError(f"text: expected Unicode text, got {text[:60]!r}") from None
-        copy = staging.Snapshot(encoded, "utf8", encoded.shape)
-        self._blob(Kind.TEXT, tag, copy, step, walltime, name="text", parameters={})
+        self._blob(Kind.TEXT, tag, encoded, step, walltime, name="text", parameters={})
 
     def _image(
         self,
@@ -354,17 +387,19 @@ class Tap:
         step: int | None,
         walltime: float | None,
         dataformats: str,
-        letters: Sequence[str],
     ) -> None:
+        name, letters = (
+            ("image", IMAGE_LETTERS) if kind is Kind.IMAGE else ("images", IMAGES_LETTERS)
+        )
         self._blob(
             kind,
             tag,
             image,
             step,
             walltime,
-            name="image",
+            name=name,
             parameters={"dataformats": dataformats},
-            check=lambda shape, _: records.check_image_shape(shape, dataformats, letters),
+            check=lambda shape, _: records.check_image_shape(shape, dataformats, letters, name),
         )
 
     def _blob(
@@ -385,25 +420,29 @@ class Tap:
         records.check_tag(tag)
         step = self._step if step is None else records.check_step(step)
         walltime = wall_clock() if walltime is None else records.check_walltime(walltime)
-        if not hasattr(value, "shape"):
-            value = staging.snapshot(value, name)
+        if isinstance(value, staging.Described):
+            given = value
+        else:
+            given = staging.describe(value, name)
         if check is not None:
-            check(tuple(value.shape), staging.dtype_name(value, name))
-        nbytes = int(value.nbytes)
-        if nbytes > limits.RECORD_BYTES:
+            check(given.shape, given.dtype)
+        if given.nbytes > limits.RECORD_BYTES:
             raise ValueError(
                 f"{name}: expected at most {limits.RECORD_BYTES >> 20} MiB, "
-                f"got {nbytes / limits.MIB:.1f} MiB (shape {tuple(value.shape)})"
+                f"got {given.nbytes / limits.MIB:.1f} MiB (shape {given.shape})"
             )
-        if not self._accepts():
-            return
         self._check_kind(tag, str(kind))
-        if not self._outbox.has_room_for(nbytes):
+        if not (self._has_part(across) and self._accepts()):
+            return
+        self._kinds[tag] = str(kind)
+        if not self._outbox.has_room_for(given.nbytes):
             self._tell_dropped()
             return
-        copy = value if isinstance(value, staging.Snapshot) else staging.snapshot(value, name)
+        copy = staging.copy(given)
+        # The shape of what is counted says nothing, and may have more dimensions than travel.
+        shape = (math.prod(copy.shape),) if kind is Kind.HISTOGRAM else copy.shape
         blob = Blob(
-            kind, tag, step, walltime, across, copy.dtype, copy.shape, parameters, copy.bits, edges
+            kind, tag, step, walltime, across, copy.dtype, shape, parameters, copy.bits, edges
         )
         if not self._outbox.add_blob(blob, copy.arrived):
             self._tell_dropped()
@@ -416,23 +455,31 @@ class Tap:
         """Wait until the daemon has journaled all that was logged; True when it has.
 
         `timeout` is in seconds. False: not all in this time; nothing is lost by that.
+
+        Raises:
+            TypeError, ValueError: `timeout` is no finite number from 0 on.
         """
+        timeout = _check_timeout(timeout)
         return True if self._inert else self._sender.flush(timeout)
 
     def close(self, timeout: float = TIMEOUT_S) -> bool:
         """Flush, then end. What is logged afterwards is counted as dropped.
 
         Called at the interpreter's exit too. True when everything was journaled.
+
+        Raises:
+            TypeError, ValueError: `timeout` is no finite number from 0 on.
         """
+        timeout = _check_timeout(timeout)
         if self._inert:
             return True
         if self._closed:
-            return not self._outbox.dropped
+            return self._journaled and not self._outbox.dropped
         self._closed = True
         atexit.unregister(self.close)
         self._forget_tags()
-        journaled = self._sender.close(timeout)
-        if not journaled:
+        self._journaled = self._sender.close(timeout)
+        if not self._journaled:
             logger.warning("ranktap: closed before ranktapd had journaled everything")
         if self._outbox.dropped:
             logger.warning(
@@ -440,7 +487,7 @@ class Tap:
                 self._outbox.dropped_scalars,
                 self._outbox.dropped_blobs,
             )
-        return journaled and not self._outbox.dropped
+        return self._journaled and not self._outbox.dropped
 
     def __enter__(self) -> Self:
         return self
@@ -455,16 +502,21 @@ class Tap:
 
     # -- within -----------------------------------------------------------------------
 
-    def _accepts(self) -> bool:
+    def _accepts(self, scalars: int = 0) -> bool:
+        """Whether anything may be logged; when not, that many scalars, or one blob, are counted."""
         if self._inert:
             return False
         if self._closed:
-            self._drop_scalars(1)
+            if scalars:
+                self._outbox.drop_scalars(scalars)
+            else:
+                self._outbox.drop_blobs(1)
+            self._tell_dropped()
             return False
         return True
 
     def _check_kind(self, tag: str, kind: str) -> None:
-        known = self._kinds.setdefault(tag, kind)
+        known = self._kinds.get(tag, kind)
         if known != kind:
             raise ValueError(
                 f"tag: {tag!r} was logged as {known} before, now as {kind}; "
@@ -478,15 +530,16 @@ class Tap:
     def _tell_dropped(self) -> None:
         if not self._told_dropped:
             self._told_dropped = True
-            reason = (
-                "the tap is closed"
-                if self._closed
-                else f"{self._outbox.memory_bytes >> 20} MiB wait for ranktapd already"
-            )
+            if self._closed:
+                reason = "the tap is closed"
+            elif self._outbox.is_closed:
+                reason = "the sender has ended, as was said before"
+            else:
+                reason = f"{self._outbox.memory_bytes >> 20} MiB wait for ranktapd already"
             logger.warning("ranktap: records are being dropped: %s", reason)
 
     def _forget_tags(self) -> None:
-        """Send every later call through `_new_scalar_tag`, and so through `_accepts`."""
+        """Send every later call through `_scalar_of_new_tag`, and so through `_accepts`."""
         for table in self._tables.values():
             table.clear()
 
@@ -542,7 +595,12 @@ def init(
     if os.environ.get("RANKTAP_DISABLED", "0") not in ("", "0"):
         from ranktap.disabled import DisabledTap
 
-        return DisabledTap(run or "", rank or 0, world_size or 1)
+        identity = ranks.identify()
+        return DisabledTap(
+            run or os.environ.get("RANKTAP_RUN") or ranks.run_name(identity, comment) or "",
+            identity.rank if rank is None else rank,
+            identity.world_size if world_size is None else world_size,
+        )
     identity = ranks.identify()
     rank = identity.rank if rank is None else records.check_step(rank, "rank")
     world_size = (
@@ -555,6 +613,8 @@ def init(
         )
     if records.check_step(memory, "memory") < MEMORY_MIN_BYTES:
         raise ValueError(f"memory: expected at least {MEMORY_MIN_BYTES} bytes, got {memory}")
+    # Not what was found: alone is only who is one of one in the end.
+    identity = dataclasses.replace(identity, rank=rank, world_size=world_size)
     hello = Hello(
         session=secrets.token_bytes(16),
         run=records.check_run(_run(run, identity, comment)),
@@ -571,6 +631,10 @@ def init(
 
 
 def _run(run: str | None, identity: ranks.Identity, comment: str) -> str:
+    if run is not None and not isinstance(run, str):
+        raise TypeError(f"run: expected a string, got {type(run).__name__}")
+    if not isinstance(comment, str):
+        raise TypeError(f"comment: expected a string, got {type(comment).__name__}")
     named = run or os.environ.get("RANKTAP_RUN")
     if named:
         return named + comment
@@ -590,8 +654,9 @@ def _daemon(endpoint: str | None, logdir: str | os.PathLike[str] | None) -> Call
         address = _check_endpoint(endpoint)
         return lambda: address
     if logdir is not None:
+        directory = _check_logdir(logdir)
         embedded.check_installed()
-        return embedded.EmbeddedDaemon(Path(logdir).absolute()).locate
+        return embedded.EmbeddedDaemon(directory).locate
     if _answers(places.SERVICE_SOCKET):
         return lambda: f"ipc://{places.SERVICE_SOCKET}"
     raise LookupError(
@@ -601,12 +666,35 @@ def _daemon(endpoint: str | None, logdir: str | os.PathLike[str] | None) -> Call
     )
 
 
+def _check_timeout(timeout: object) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.number):
+        given = f"{timeout!r} ({type(timeout).__name__})"
+        raise TypeError(f"timeout: expected a number of seconds, got {given}")
+    if not 0 <= timeout < math.inf:
+        raise ValueError(f"timeout: expected a finite number of seconds from 0 on, got {timeout}")
+    return float(min(timeout, threading.TIMEOUT_MAX))
+
+
+def _check_logdir(logdir: object) -> Path:
+    """The directory, absolute: the training may change its own."""
+    if not isinstance(logdir, str | os.PathLike) or not isinstance(os.fspath(logdir), str):
+        raise TypeError(f"logdir: expected a path, got {logdir!r} ({type(logdir).__name__})")
+    if "\0" in os.fspath(logdir):
+        raise ValueError(f"logdir: expected a path without null characters, got {logdir!r}")
+    return Path(logdir).absolute()
+
+
 def _check_endpoint(endpoint: object) -> str:
     if not isinstance(endpoint, str):
         raise TypeError(f"endpoint: expected a string, got {type(endpoint).__name__}")
     kind, _, rest = endpoint.partition("://")
     host, _, port = rest.rpartition(":")
-    if kind == "tcp" and host and port.isdigit() and 0 < int(port) < 1 << 16:
+    if (
+        kind == "tcp"
+        and re.fullmatch(r"[\w.-]+|\[[\da-fA-F:.%\w]+\]", host, re.ASCII)
+        and re.fullmatch(r"\d{1,5}", port, re.ASCII)
+        and 0 < int(port) < 1 << 16
+    ):
         return endpoint
     if kind == "ipc" and 0 < len(os.fsencode(rest)) <= places.SOCKET_PATH_BYTES:
         return endpoint
@@ -625,18 +713,35 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def _number(value: Any, name: str = "value") -> float:
+def _number(value: Any, name: str) -> float:
     """A float of whatever is one number."""
-    if isinstance(value, str | bytes):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
+    given = value
     try:
         if hasattr(value, "item"):
             value = value.item()  # a tensor or array of one element, or numpy's scalar
-        return float(value)
+        if not isinstance(value, str | bytes):
+            return float(value)
+        reason = "text"
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        shape = getattr(value, "shape", None)
-        given = type(value).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")
-        raise TypeError(f"{name}: expected a number or one element, got {given}: {error}") from None
+        reason = str(error)
+    shape = getattr(given, "shape", None)
+    what = type(given).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")
+    raise TypeError(f"{name}: expected a number or one element, got {what}: {reason}")
+
+
+def _check_number(value: Any, name: str) -> None:
+    """Raise what logging this value would, without waiting for a device.
+
+    Raises:
+        TypeError: it is not one number.
+    """
+    if not staging.on_device(value):
+        _number(value, name)
+        return
+    staging.describe(value, name)
+    if value.numel() != 1:
+        shape = tuple(value.shape)
+        raise TypeError(f"{name}: expected a number or one element, got shape {shape}")
 
 
 def _check_values(shape: tuple[int, ...], dtype: str) -> None:

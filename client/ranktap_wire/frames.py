@@ -2,7 +2,7 @@
 
 A message is a list of frames. The first is a msgpack map of at most 64 KiB,
 the header; the rest are raw buffers that it refers to by index. Nothing is
-pickled and buffers are never unpacked.
+pickled and buffers are never unpacked. Each buffer is referred to once, in order.
 
     client to daemon                            daemon to client
       hello  protocol session run rank ...        welcome  protocol last limits
@@ -36,7 +36,7 @@ import msgpack
 import numpy as np
 
 from ranktap_wire import limits, records
-from ranktap_wire.records import Across, Batch, Blob, Buffer, Columns, Kind, byte_view
+from ranktap_wire.records import Across, Batch, Blob, Buffer, Columns, Kind, byte_view, shown
 
 PROTOCOL: Final = 1
 """Raised when a peer of the former version could misread a message."""
@@ -187,9 +187,9 @@ def pack_batch(session: bytes, number: int, batch: Batch) -> list[Buffer]:
             "data": len(frames),
         }
         frames.append(blob.data)
-        if blob.edges is not None:
-            head["edges"] = len(frames)
-            frames.append(blob.edges)
+        for name, buffer in blob.buffers.items():
+            head[name] = len(frames)
+            frames.append(buffer)
         heads.append(head)
     header = _pack(
         {
@@ -255,7 +255,9 @@ def read_message(frames: Frames) -> ClientMessage:
     if kind == "hello":
         return _read_hello(head)
     if kind not in ("batch", "beat", "bye"):
-        raise FrameError(Code.MALFORMED, f"type: expected hello, batch, beat or bye, got {kind!r}")
+        raise FrameError(
+            Code.MALFORMED, f"type: expected hello, batch, beat or bye, got {shown(kind)}"
+        )
     session = _session(head)
     if kind == "bye":
         return Bye(session)
@@ -296,11 +298,11 @@ _HELLO: Final = (
 
 def _read_hello(head: dict[str, Any]) -> Hello:
     protocol = head.get("protocol")
-    if protocol != PROTOCOL:
+    if type(protocol) is not int or protocol != PROTOCOL:
         raise FrameError(
             Code.PROTOCOL,
-            f"this ranktapd speaks version {PROTOCOL} of the protocol, "
-            f"the client version {protocol!r}: install the same release of ranktap on both sides",
+            f"this ranktapd speaks version {PROTOCOL} of the protocol, the client version "
+            f"{shown(protocol)}: install the same release of ranktap on both sides",
         )
     resume_step = head.get("resume_step")
     world_size = _integer(head, "world_size", 1, limits.WORLD_SIZE)
@@ -331,17 +333,24 @@ def _read_records(head: dict[str, Any], buffers: Frames) -> Batch:
         and len(dropped) == 2
         and all(type(drops) is int and 0 <= drops < 1 << 62 for drops in dropped)
     ):
-        raise FrameError(Code.REFUSED, f"dropped: expected two counts, got {dropped!r}")
+        raise FrameError(Code.REFUSED, f"dropped: expected two counts, got {shown(dropped)}")
     heads = head.get("blobs")
     if not isinstance(heads, list) or len(heads) > limits.BLOBS:
         raise FrameError(Code.REFUSED, f"blobs: expected a list of at most {limits.BLOBS}")
+    total = sum(byte_view(buffer).nbytes for buffer in buffers)
+    if total > limits.MESSAGE_BYTES:
+        raise FrameError(
+            Code.REFUSED, f"{total} bytes of buffers, at most {limits.MESSAGE_BYTES} allowed"
+        )
     columns = _read_columns(count, buffers[:COLUMN_COUNT]) if count else None
-    blobs = [_read_blob(blob_head, buffers) for blob_head in heads]
-    expected = (COLUMN_COUNT if count else 0) + sum(
-        1 if blob.edges is None else 2 for blob in blobs
-    )
-    if len(buffers) != expected:
-        raise FrameError(Code.REFUSED, f"expected {expected} buffers, got {len(buffers)}")
+    blobs = []
+    used = COLUMN_COUNT if count else 0
+    for blob_head in heads:
+        blob = _read_blob(blob_head, buffers, used)
+        blobs.append(blob)
+        used += 1 + len(blob.buffers)
+    if len(buffers) != used:
+        raise FrameError(Code.REFUSED, f"expected {used} buffers, got {len(buffers)}")
     return Batch(columns, blobs, dropped[0], dropped[1])
 
 
@@ -360,7 +369,7 @@ def _read_columns(count: int, buffers: Frames) -> Columns:
                 f"{name}: expected {count} of {size} bytes each, got {column.nbytes} bytes",
             )
     result = Columns(
-        tags=_read_tags(table),
+        tags=_read_tags(table, across.nbytes),
         across=np.frombuffer(across, np.uint8),
         tag_index=np.frombuffer(columns[0], "<i4"),
         step=np.frombuffer(columns[1], "<i8"),
@@ -384,12 +393,18 @@ def _read_columns(count: int, buffers: Frames) -> Columns:
     return result
 
 
-def _read_tags(table: memoryview) -> list[str]:
+def _read_tags(table: memoryview, count: int) -> list[str]:
+    """The tags of a table, split at most into one more than `count`.
+
+    A table of 64 MiB could be 32 million tags, which would take gigabytes as objects.
+    """
+    if count > limits.SCALARS:
+        raise FrameError(Code.REFUSED, f"across: {count} codes, at most {limits.SCALARS} allowed")
     try:
         text = str(table, "utf-8")
     except UnicodeDecodeError as error:
         raise FrameError(Code.REFUSED, f"tags: expected UTF-8, {error.reason}") from None
-    tags = text.split("\n")
+    tags = text.split("\n", count)
     # The usual table is proved right by looking at it once; only another is looked at tag by tag.
     if (
         records.has_control(text.replace("\n", ""))
@@ -401,25 +416,30 @@ def _read_tags(table: memoryview) -> list[str]:
     return tags
 
 
-def _read_blob(head: object, buffers: Frames) -> Blob:
+_KINDS: Final = {str(kind): kind for kind in Kind}
+
+
+def _read_blob(head: object, buffers: Frames, at: int) -> Blob:
+    """The record whose first buffer is number `at`.
+
+    In this order alone: heads that shared a buffer would make one message the work of many.
+    """
     if not isinstance(head, dict):
         raise FrameError(Code.REFUSED, "blobs: expected maps")
     shape = head.get("shape")
     parameters = head.get("parameters")
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
-        raise FrameError(Code.REFUSED, f"shape: expected whole numbers, got {shape!r}")
+        raise FrameError(Code.REFUSED, f"shape: expected whole numbers, got {shown(shape)}")
     if not isinstance(parameters, dict):
         raise FrameError(Code.REFUSED, "parameters: expected a map")
-    edges = head.get("edges")
-    try:
-        kind = Kind(str(head.get("kind")))
-    except ValueError:
-        raise FrameError(
-            Code.REFUSED, f"kind: expected one of {[*map(str, Kind)]}, got {head.get('kind')!r}"
-        ) from None
+    name = head.get("kind")
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise FrameError(Code.REFUSED, f"kind: expected one of {[*_KINDS]}, got {shown(name)}")
     dtype = head.get("dtype")
     if not isinstance(dtype, str):
-        raise FrameError(Code.REFUSED, f"dtype: expected a name, got {dtype!r}")
+        raise FrameError(Code.REFUSED, f"dtype: expected a name, got {shown(dtype)}")
+    others = [name for name in ("edges", "tags", "counts") if head.get(name) is not None]
     blob = Blob(
         kind=kind,
         tag=records.check_tag(head.get("tag")),
@@ -429,11 +449,20 @@ def _read_blob(head: object, buffers: Frames) -> Blob:
         dtype=dtype,
         shape=tuple(shape),
         parameters=parameters,
-        data=buffers[_integer(head, "data", 0, len(buffers) - 1)],
-        edges=None if edges is None else buffers[_integer(head, "edges", 0, len(buffers) - 1)],
+        data=_buffer(head, "data", buffers, at),
+        **{name: _buffer(head, name, buffers, at + 1 + i) for i, name in enumerate(others)},
     )
     records.check_blob(blob)
     return blob
+
+
+def _buffer(head: dict[str, Any], name: str, buffers: Frames, at: int) -> Buffer:
+    index = head.get(name)
+    if type(index) is not int or index != at or at >= len(buffers):
+        raise FrameError(
+            Code.REFUSED, f"{name}: expected buffer {at} of {len(buffers)}, got {shown(index)}"
+        )
+    return buffers[at]
 
 
 # -- reading, the client's side ---------------------------------------------------------
@@ -448,11 +477,12 @@ def read_answer(frames: Frames) -> DaemonMessage:
     head = _read_head(frames)
     kind = head.get("type")
     if kind == "welcome":
-        if head.get("protocol") != PROTOCOL:
+        protocol = head.get("protocol")
+        if type(protocol) is not int or protocol != PROTOCOL:
             raise FrameError(
                 Code.PROTOCOL,
                 f"this client speaks version {PROTOCOL} of the protocol, the daemon version "
-                f"{head.get('protocol')!r}: install the same release of ranktap on both sides",
+                f"{shown(protocol)}: install the same release of ranktap on both sides",
             )
         told = head.get("limits")
         return Welcome(
@@ -470,7 +500,9 @@ def read_answer(frames: Frames) -> DaemonMessage:
         return Error(
             str(head.get("code")), str(head.get("text")), number if type(number) is int else None
         )
-    raise FrameError(Code.MALFORMED, f"type: expected welcome, ack, bye or error, got {kind!r}")
+    raise FrameError(
+        Code.MALFORMED, f"type: expected welcome, ack, bye or error, got {shown(kind)}"
+    )
 
 
 # -- both -------------------------------------------------------------------------------
@@ -535,7 +567,7 @@ def _integer(head: dict[str, Any], name: str, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise FrameError(
             Code.REFUSED,
-            f"{name}: expected a whole number from {low} to {high}, got {repr(value)[:60]}",
+            f"{name}: expected a whole number from {low} to {high}, got {shown(value)}",
         )
     return value
 
@@ -543,5 +575,5 @@ def _integer(head: dict[str, Any], name: str, low: int, high: int) -> int:
 def _finite(head: dict[str, Any], name: str) -> float:
     value = head.get(name)
     if type(value) is not float or not np.isfinite(value):
-        raise FrameError(Code.REFUSED, f"{name}: expected a finite number, got {repr(value)[:60]}")
+        raise FrameError(Code.REFUSED, f"{name}: expected a finite number, got {shown(value)}")
     return value

@@ -22,8 +22,10 @@ RECORD_BYTES: Final = 64 * MIB
 MAXMSGSIZE, which closes the connection, with the valid messages behind it,
 when a frame is larger: the client checks at the call."""
 
-MESSAGE_BYTES: Final = RECORD_BYTES + 2 * MIB
-"""All frames of one message: the largest record, a header, and a full batch of scalars."""
+MESSAGE_BYTES: Final = 2 * RECORD_BYTES + 4 * MIB
+"""All frames of one message: the largest record, and a full batch of scalars whose tags
+are all different and as long as they may be (64 MiB more). The daemon adds the frames
+up: MAXMSGSIZE holds for each of them alone."""
 
 FRAMES: Final = 264
 """Frames in one message: header, six columns, and the blobs."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,8 @@ class Kind(StrEnum):
     IMAGE_GRID = "image_grid"
     HISTOGRAM = "histogram"
     TEXT = "text"
+    MOMENTS = "moments"
+    """Statistics of many tensors at one step: what the hooks see."""
 
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
@@ -85,6 +88,26 @@ GRID_PIXELS: Final = 64 * limits.MIB
 
 PADDING_MAX: Final = 1_024
 
+MOMENTS: Final = (
+    "count", "sum", "sum_squares", "min", "max", "zeros", "non_finite", "reference",
+)  # fmt: skip
+"""Columns of moments, float64. `count` and what follows are of finite values alone, `non_finite`
+is the number of the others. Of no values min is +inf and max -inf. `reference` is a sum of
+squares to hold `sum_squares` against: of the weights that an update changes; else 0."""
+
+MOMENT_FIELDS: Final = (
+    "mean", "std", "rms", "norm", "min", "max", "abs_max", "zeros", "non_finite", "ratio",
+)  # fmt: skip
+"""Scalars that the daemon makes of a row: `<tag>/<field>`. zeros is a share, non_finite a number
+that is written when it is not 0, ratio the root of sum_squares / reference."""
+
+HISTOGRAM_BUCKETS: Final = 4_096
+"""Buckets of a histogram over the bits of float32: sign, exponent and three bits of mantissa.
+Number `bits >> 20`; the 8 of the highest exponent, of either sign, hold what is not finite."""
+
+MOMENTS_ROWS: Final = 3_500
+"""Rows of one record of moments: with counts, 16 KiB a row, they fit in RECORD_BYTES."""
+
 
 @dataclass(slots=True)
 class Blob:
@@ -104,6 +127,16 @@ class Blob:
     parameters: dict[str, Any]
     data: Buffer
     edges: Buffer | None = None
+    tags: Buffer | None = None
+    """For moments: the tag of each row, UTF-8, '\\n' between."""
+    counts: Buffer | None = None
+    """For moments with histograms: uint32 (N, HISTOGRAM_BUCKETS)."""
+
+    @property
+    def buffers(self) -> dict[str, Buffer]:
+        """What it has besides `data`, in the order in which it travels."""
+        named = {"edges": self.edges, "tags": self.tags, "counts": self.counts}
+        return {name: buffer for name, buffer in named.items() if buffer is not None}
 
     def array(self) -> NDArray[Any]:
         """The elements as an array of `shape`, a view of `data`; bfloat16 widened to float32."""
@@ -143,6 +176,21 @@ class Batch:
 
 
 # -- rules ------------------------------------------------------------------------------
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def shown(value: object) -> str:
+    """The value as an error's text names it: in 60 characters, whatever it is.
+
+    Not `repr`: it raises RecursionError for the thousand lists, one in the other, that
+    fit in a kilobyte of a stranger's header.
+    """
+    text = _SHORT.repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -190,7 +238,7 @@ def check_run(run: object) -> str:
         )
     if "\\" in run:
         raise ValueError(f"run: expected no backslash, got {run!r}")
-    if len(run_directory_name(run)) > 240:
+    if len(run_directory_name(run).encode()) > 240:
         raise ValueError(f"run: expected a shorter name or fewer '/', got {run!r}")
     return run
 
@@ -229,7 +277,11 @@ def check_step(step: object, name: str = "step") -> int:
     """
     if isinstance(step, bool | np.bool_) or not hasattr(type(step), "__index__"):
         raise TypeError(f"{name}: expected an integer, got {_given(step)}")
-    number = int(step.__index__())  # type: ignore[attr-defined]
+    try:
+        number = int(step.__index__())  # type: ignore[attr-defined]
+    except (TypeError, ValueError, RuntimeError):
+        # An array or a tensor that is no single integer.
+        raise TypeError(f"{name}: expected an integer, got {_given(step)}") from None
     if not STEP_MIN <= number <= STEP_MAX:
         raise ValueError(f"{name}: expected an integer of 64 bits, got {number}")
     return number
@@ -242,9 +294,12 @@ def check_walltime(walltime: object) -> float:
         TypeError: it is no number.
         ValueError: it is not finite.
     """
-    if isinstance(walltime, bool) or not isinstance(walltime, int | float | np.number):
+    if not _is_real(walltime):
         raise TypeError(f"walltime: expected seconds since 1970, got {_given(walltime)}")
-    seconds = float(walltime)
+    try:
+        seconds = float(walltime)
+    except OverflowError:
+        raise ValueError(f"walltime: expected seconds since 1970, got {_given(walltime)}") from None
     if not math.isfinite(seconds):
         raise ValueError(f"walltime: expected a finite number of seconds, got {seconds}")
     return seconds
@@ -262,8 +317,12 @@ def check_across(across: object, allowed: Mapping[str, Across]) -> Across:
     return policy
 
 
-def check_image_shape(shape: Sequence[int], dataformats: object, letters: Sequence[str]) -> None:
+def check_image_shape(
+    shape: Sequence[int], dataformats: object, letters: Sequence[str], name: str = "image"
+) -> None:
     """Hold a picture's shape against its `dataformats`: each of `letters` in any order.
+
+    `name` is the argument's, for the message.
 
     Raises:
         TypeError: `dataformats` is no string.
@@ -280,24 +339,24 @@ def check_image_shape(shape: Sequence[int], dataformats: object, letters: Sequen
         )
     if len(shape) != len(order):
         raise ValueError(
-            f"image: expected {len(order)} dimensions for dataformats {dataformats!r}, "
+            f"{name}: expected {len(order)} dimensions for dataformats {dataformats!r}, "
             f"got shape {tuple(shape)}"
         )
     if 0 in shape:
-        raise ValueError(f"image: expected at least one pixel, got shape {tuple(shape)}")
+        raise ValueError(f"{name}: expected at least one pixel, got shape {tuple(shape)}")
     channels = shape[order.index("C")] if "C" in order else 1
     if channels not in (1, 2, 3, 4):
         raise ValueError(
-            f"image: expected 1, 3 or 4 channels (2: grey and alpha), got {channels} "
+            f"{name}: expected 1, 3 or 4 channels (2: grey and alpha), got {channels} "
             f"(shape {tuple(shape)}, dataformats {dataformats!r})"
         )
     if "N" in order and channels not in (1, 3):
-        raise ValueError(f"image: expected 1 or 3 channels in a batch, got shape {tuple(shape)}")
+        raise ValueError(f"{name}: expected 1 or 3 channels in a batch, got shape {tuple(shape)}")
     # torch tiles a batch in rows of eight.
     count = shape[order.index("N")] if "N" in order else 1
     columns = min(count, 8)
     rows = math.ceil(count / columns)
-    _check_pixels(shape[order.index("H")] * rows, shape[order.index("W")] * columns, shape)
+    _check_pixels(name, shape[order.index("H")] * rows, shape[order.index("W")] * columns, shape)
 
 
 def check_grid(shape: Sequence[int], dtype: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -322,7 +381,7 @@ def check_grid(shape: Sequence[int], dtype: str, parameters: Mapping[str, Any]) 
     count = shape[0] if len(shape) == 4 else 1
     columns = min(nrow, count)
     rows = math.ceil(count / columns)
-    _check_pixels(rows * (shape[-2] + padding), columns * (shape[-1] + padding), shape)
+    _check_pixels("images", rows * (shape[-2] + padding), columns * (shape[-1] + padding), shape)
     value_range = parameters["value_range"]
     if value_range is not None:
         if not isinstance(value_range, Sequence) or len(value_range) != 2:
@@ -372,7 +431,7 @@ def check_bins(
         return _whole("bins", bins, 1, BINS_MAX), None
     try:
         edges = np.asarray(bins, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(
             f"bins: expected a name, a whole number or a sequence of edges, got {_given(bins)}"
         ) from None
@@ -391,7 +450,10 @@ def check_edges(edges: NDArray[np.float64]) -> None:
             f"bins: expected 2 to {BINS_MAX + 1} edges in one dimension, got shape {edges.shape}"
         )
     if not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
-        raise ValueError("bins: expected finite edges, each greater than the one before")
+        raise ValueError(
+            "bins: expected finite edges, each greater than the one before, "
+            f"got {_given(edges.tolist())}"
+        )
 
 
 def check_blob(blob: Blob) -> None:
@@ -418,7 +480,10 @@ def check_blob(blob: Blob) -> None:
         raise ValueError(f"dtype: {blob.dtype} is not for the kind {blob.kind}")
     if blob.edges is not None and blob.kind is not Kind.HISTOGRAM:
         raise ValueError(f"bins: not for the kind {blob.kind}")
-    allowed = HISTOGRAM_ACROSS.values() if blob.kind is Kind.HISTOGRAM else (Across.EACH,)
+    if blob.kind is not Kind.MOMENTS and (blob.tags is not None or blob.counts is not None):
+        raise ValueError(f"tags, counts: not for the kind {blob.kind}")
+    is_merged = blob.kind in (Kind.HISTOGRAM, Kind.MOMENTS)
+    allowed = HISTOGRAM_ACROSS.values() if is_merged else (Across.EACH,)
     if blob.across not in allowed:
         raise ValueError(f"across: {blob.across.name.lower()} is not for the kind {blob.kind}")
     blob.parameters = _PARAMETERS[blob.kind](blob)
@@ -446,6 +511,8 @@ def _histogram_parameters(blob: Blob) -> dict[str, Any]:
     if 0 in blob.shape:
         raise ValueError(f"values: expected at least one value, got shape {blob.shape}")
     if blob.edges is not None:
+        if given["max_bins"] is not None:
+            _whole("max_bins", given["max_bins"], 1, BINS_MAX)
         if byte_view(blob.edges).nbytes % 8:
             raise ValueError("bins: expected edges of 8 bytes each")
         check_edges(np.frombuffer(blob.edges, dtype="<f8"))
@@ -459,12 +526,68 @@ def _histogram_parameters(blob: Blob) -> dict[str, Any]:
 
 
 def _text_parameters(blob: Blob) -> dict[str, Any]:
+    if len(blob.shape) != 1:
+        raise ValueError(f"text: expected one dimension, got shape {blob.shape}")
     try:
         str(byte_view(blob.data), "utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"text: expected UTF-8, got {error.reason} at {error.start}") from None
     return _only(blob)
 
+
+def _moments_parameters(blob: Blob) -> dict[str, Any]:
+    given = _only(blob, "fields", "replicated")
+    _flag("replicated", given["replicated"])
+    fields = given["fields"]
+    if not isinstance(fields, list | tuple) or not all(name in MOMENT_FIELDS for name in fields):
+        raise ValueError(f"fields: expected some of {_names(MOMENT_FIELDS)}, got {_given(fields)}")
+    if len(set(fields)) < len(fields):
+        raise ValueError(f"fields: expected each once, got {_given(fields)}")
+    if blob.dtype != "float64" or len(blob.shape) != 2 or blob.shape[1] != len(MOMENTS):
+        raise ValueError(
+            f"moments: expected float64 of shape (N, {len(MOMENTS)}), "
+            f"got {blob.dtype} of shape {blob.shape}"
+        )
+    rows = blob.shape[0]
+    if not 0 < rows <= MOMENTS_ROWS:
+        raise ValueError(f"moments: expected 1 to {MOMENTS_ROWS} rows, got {rows}")
+    if blob.tags is None:
+        raise ValueError("tags: expected a tag for each row of moments, got none")
+    check_row_tags(blob.tags, rows)
+    if blob.counts is not None and byte_view(blob.counts).nbytes != rows * HISTOGRAM_BUCKETS * 4:
+        raise ValueError(
+            f"counts: expected uint32 of shape ({rows}, {HISTOGRAM_BUCKETS}), "
+            f"got {byte_view(blob.counts).nbytes} bytes"
+        )
+    numbers = np.frombuffer(blob.data, dtype="<f8").reshape(blob.shape)
+    counted = numbers[:, [MOMENTS.index(name) for name in ("count", "zeros", "non_finite")]]
+    # 2**62: what is added up from many ranks still fits 64 bits' worth of floats, and more.
+    if not ((counted >= 0) & (counted <= 2.0**62)).all():  # NaN is neither
+        raise ValueError("moments: expected counts from 0 on")
+    return {"fields": list(fields), "replicated": bool(given["replicated"])}
+
+
+def check_row_tags(table: Buffer, rows: int) -> list[str]:
+    """The tags of the rows, each once, and each short enough to take the name of a field.
+
+    Raises:
+        TypeError, ValueError: they are not that.
+    """
+    try:
+        tags = str(byte_view(table), "utf-8").split("\n", rows)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"tags: expected UTF-8, {error.reason}") from None
+    if len(tags) != rows:
+        raise ValueError(f"tags: expected {rows} of them, got {len(tags)}")
+    for tag in tags:
+        check_tag(tag)
+        _check_text("tag", tag, limits.TAG_BYTES - FIELD_BYTES)
+    if len(set(tags)) < rows:
+        raise ValueError("tags: expected each once")
+    return tags
+
+
+FIELD_BYTES: Final = 1 + max(map(len, MOMENT_FIELDS))
 
 IMAGE_LETTERS: Final = ("CHW", "HW", "NCHW")
 IMAGES_LETTERS: Final = ("NCHW", "NHW")
@@ -475,6 +598,7 @@ _PARAMETERS: Final = {
     Kind.IMAGE_GRID: _grid_parameters,
     Kind.HISTOGRAM: _histogram_parameters,
     Kind.TEXT: _text_parameters,
+    Kind.MOMENTS: _moments_parameters,
 }
 
 
@@ -487,10 +611,10 @@ def _only(blob: Blob, *names: str) -> dict[str, Any]:
     return blob.parameters
 
 
-def _check_pixels(height: int, width: int, shape: Sequence[int]) -> None:
+def _check_pixels(name: str, height: int, width: int, shape: Sequence[int]) -> None:
     if height * width > GRID_PIXELS:
         raise ValueError(
-            f"image: expected at most {GRID_PIXELS} pixels, got {height} x {width} "
+            f"{name}: expected at most {GRID_PIXELS} pixels, got {height} x {width} "
             f"for shape {tuple(shape)}"
         )
 
@@ -536,12 +660,20 @@ def _whole(name: str, value: object, low: int, high: int) -> int:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    if not _is_real(value):
         raise TypeError(f"{name}: expected a number, got {_given(value)}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a finite number, got {_given(value)}") from None
     if not math.isfinite(number):
         raise ValueError(f"{name}: expected a finite number, got {number}")
     return number
+
+
+def _is_real(value: object) -> TypeGuard[int | float | np.integer[Any] | np.floating[Any]]:
+    """Whether it is one number, but no bool; numpy's complex numbers are none of these."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _flag(name: str, value: object) -> bool:
@@ -551,8 +683,7 @@ def _flag(name: str, value: object) -> bool:
 
 
 def _given(value: object) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"
 
 
 def _names(names: Mapping[str, Any] | Sequence[str]) -> str:

@@ -11,24 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
-from ranktapd.presence import (
-    INT64_MIN,
-    SPARE_PART,
-    Presence,
-    State,
-    close_in_order,
-    ranks_in,
-    set_of,
-)
+from ranktapd.presence import INT64_MIN, SPARE_PART, Presence, State, close_in_order
+from ranktapd.rank_sets import ranks_in, set_of
 
 POLICIES = ("merge", "last", "rank0")
 """How the ranks' payloads become one: merged in rank order, the latest by wall time, rank 0's."""
 
-# What Python takes for a record beside its payload's own bytes: the tuple, the wall time,
-# the place in the window's dict, a share of the window (measured with tracemalloc).
-RECORD_BYTES = 400
+# What Python takes beside the payloads' data: measured with tracemalloc, of a record 150, and
+# 350 for a payload that is an object with two small arrays.
+WINDOW_BYTES = 300
+RECORD_BYTES = 500
 
-DEFAULT_MEMORY_BYTES = 64 << 20  # 1,000 windows of 8 ranks with histograms of 1,000 buckets
+DEFAULT_MEMORY_BYTES = 64 << 20  # 1,000 windows of 8 ranks, with histograms of 1,000 buckets
 
 
 class Mergeable(Protocol):
@@ -69,7 +63,7 @@ class _Window(Generic[P]):
 
     @property
     def size_bytes(self) -> int:
-        return sum(record.size_bytes for record in self.records.values())
+        return WINDOW_BYTES + sum(record.size_bytes for record in self.records.values())
 
 
 @dataclass(slots=True)
@@ -91,9 +85,10 @@ class MergeWindows(Generic[P]):
     `opened`, `gone`, `expire`, `reset`, `resize`, `state` and the counters are
     those of `windows.ScalarWindows`. Tags need not be the same ints as there.
 
-    `memory_bytes` bounds the sum of the `size_bytes` given to `add`, with
-    `RECORD_BYTES` for each record: beyond it what may close closes, then the
-    oldest windows as if expired. It belongs to the fold.
+    `memory_bytes` bounds the sum of the `size_bytes` given to `add`, of
+    `RECORD_BYTES` for each record and `WINDOW_BYTES` for each window: beyond it
+    what may close closes, then the oldest windows as if expired. It belongs to
+    the fold.
     """
 
     def __init__(self, world_size: int, *, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> None:
@@ -154,8 +149,9 @@ class MergeWindows(Generic[P]):
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
         known = self._tags.get(tag)
         if known is None:
-            expected = self._presence.newcomers_expected()
-            self._tags[tag] = _Tag(policy, expected & 1 if policy == "rank0" else expected)
+            # A window of a rank0 tag opens with the only record it will have.
+            expected = 0 if policy == "rank0" else self._presence.newcomers_expected()
+            self._tags[tag] = _Tag(policy, expected)
         elif known.policy != policy:
             raise ValueError(f"tag {tag} was declared as {known.policy} and cannot become {policy}")
 
@@ -183,6 +179,7 @@ class MergeWindows(Generic[P]):
         window = known.windows.get(step)
         if window is None:
             window = known.windows[step] = _Window(seq)
+            self._used_bytes += WINDOW_BYTES
         elif rank in window.records:
             self.repeated_total += 1
             self._used_bytes -= window.records[rank].size_bytes
@@ -299,15 +296,15 @@ class MergeWindows(Generic[P]):
                 window: _Window[P] = _Window(opened["first_seq"])
                 for rank, wall, payload, size_bytes in opened["records"]:
                     window.records[rank] = _Record(wall, load(payload), size_bytes)
-                    windows._used_bytes += size_bytes
+                windows._used_bytes += window.size_bytes
                 tag.windows[opened["step"]] = window
             windows._tags[entry["tag"]] = tag
         return windows
 
     def _expect_of_new(self, ranks: int) -> None:
         for tag in self._tags.values():
-            if tag.is_new:
-                tag.expected |= ranks & 1 if tag.policy == "rank0" else ranks
+            if tag.is_new and tag.policy != "rank0":
+                tag.expected |= ranks
 
     def _bound_memory(self) -> None:
         """Close what may close, then the oldest windows, if the open ones take too much."""

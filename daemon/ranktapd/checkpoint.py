@@ -12,9 +12,12 @@ A snapshot is taken when the fold has left a segment behind; then that segment i
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import os
 from collections.abc import Set
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from ranktapd import event_file
 from ranktapd.entries import RunBegins, read_entry
 from ranktapd.fold import Fold
 from ranktapd.runs import RunPlace
-from ranktapd.summary_writer import SummaryWriter
+from ranktapd.summary_writer import FileStart, SummaryWriter
 
 logger = logging.getLogger("ranktapd")
 
@@ -44,9 +47,9 @@ class Standing:
     writer: SummaryWriter
 
 
-def recover(place: RunPlace, last: int, skipped: Set[int]) -> Standing:
+def recover(place: RunPlace, last: int, skipped: Set[int], executor: Executor) -> Standing:
     """Where the run stands. `last` is the journal's last entry that is known to be on disk,
-    `skipped` the entries that were set aside.
+    `skipped` the entries that were set aside, `executor` what pictures are drawn by.
 
     Raises:
         RecoveryError: parts of the journal that are needed are gone.
@@ -55,14 +58,14 @@ def recover(place: RunPlace, last: int, skipped: Set[int]) -> Standing:
     snapshots = sorted(_snapshots(place))
     begins = _begins(place, snapshots, last)
     writer = _open_writer(place, begins)
-    found = writer.found.checkpoint
+    found = writer.checkpoint
     reached = Position.parse(found) if found is not None else None
     if reached is not None and reached.sequence > last:
         raise RecoveryError(
             f"{writer.path} holds everything up to entry {reached.sequence} of a journal that "
             f"ends at entry {last}: move one of them away"
         )
-    fold, position = _restore(place, snapshots, reached)
+    fold, position = _restore(place, snapshots, reached, executor)
     reader = JournalReader(place.journal, position)
     if reached is not None:
         replay(fold, reader, reached, skipped)
@@ -100,12 +103,12 @@ def save_snapshot(place: RunPlace, fold: Fold, position: Position) -> None:
 
 
 def _restore(
-    place: RunPlace, snapshots: list[int], reached: Position | None
+    place: RunPlace, snapshots: list[int], reached: Position | None, executor: Executor
 ) -> tuple[Fold, Position]:
     usable = [number for number in snapshots if reached is not None and number <= reached.sequence]
     first_segment = min(segments(place.journal), default=1)
     if not usable and first_segment == 1:
-        return Fold(), START
+        return Fold(executor), START
     if not usable:
         # The event file was deleted, and with it what the snapshot had let go of.
         usable = snapshots[:1]
@@ -115,7 +118,7 @@ def _restore(
         )
     path = _snapshot_directory(place) / f"{usable[-1]:020d}.msgpack"
     saved = _read_snapshot(path)
-    return Fold.restore(saved["fold"]), Position.parse(saved["position"])
+    return Fold.restore(saved["fold"], executor), Position.parse(saved["position"])
 
 
 def _begins(place: RunPlace, snapshots: list[int], last: int) -> RunBegins:
@@ -143,18 +146,18 @@ def _open_writer(place: RunPlace, begins: RunBegins) -> SummaryWriter:
             existing, int(begins.created), begins.host, begins.pid, uid, begins.suffix
         )
 
-    def remember(name: str) -> None:
-        _replace_file(pointer, name.encode())
+    def remember(start: FileStart) -> None:
+        _replace_file(pointer, json.dumps(dataclasses.asdict(start)).encode())
 
     if pointer.exists():
-        name = pointer.read_text()
+        start = FileStart(**json.loads(pointer.read_bytes()))
     else:
         # A file that an earlier journal or another writer left must sort before ours.
         place.events.mkdir(parents=True, exist_ok=True)
-        name = later([path.name for path in place.events.iterdir()])
-        remember(name)
+        start = FileStart(later([path.name for path in place.events.iterdir()]))
+        remember(start)
     version = event_file.version_record(begins.created)
-    return SummaryWriter(place.events, name, version, later, remember)
+    return SummaryWriter(place.events, start, version, later, remember)
 
 
 def _snapshot_directory(place: RunPlace) -> Path:

@@ -44,6 +44,8 @@ IDLE_S = 2.0
 at once."""
 FIRST_SESSION_S = 60.0
 """How long an embedded daemon waits for the session that it was started for."""
+LOCK_WAIT_S = 0.2
+"""Ranks that look whether a daemon is there hold the lock, shared, for some microseconds."""
 MAX_SOCKETS = 65_536
 RECEIVE_HIGH_WATER_MARK = 16
 """Messages a connection may have queued here. At libzmq's 1,000 one client pushed 1 GB into
@@ -107,7 +109,7 @@ class Daemon:
     def _take_lock(self) -> None:
         path = places.lock_path(self._config.logdir)
         try:
-            self._lock.acquire(str(path))
+            self._lock.acquire(str(path), LOCK_WAIT_S)
         except LockedError:
             raise LockedError(
                 f"another ranktapd writes to {self._config.logdir} "

@@ -86,6 +86,8 @@ class SessionGone:
     session: bytes
     final: bool
     """False: it was only not heard of, and may come back with the batches it still holds."""
+    replaced: bool = False
+    """Another process has become its rank: it may not come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class SessionsSoFar:
     kind: ClassVar[str] = "sessions"
     sessions: list[list[Any]] = field(default_factory=list)
     """[session, rank, world size, host, pid, started, last batch, away] of each that is open."""
+    ended: list[list[Any]] = field(default_factory=list)
+    """[session, last batch, replaced] of those that ended and might say hello again."""
 
 
 Words = (
@@ -139,10 +143,11 @@ def read_entry(frames: Sequence[memoryview]) -> Words:
     """What an entry says; the frames behind the first are the batch's.
 
     Raises:
-        ValueError: it is of a kind that this release does not know.
+        ValueError: it is of a kind that this release does not know, or says something else.
     """
-    said = msgpack.unpackb(frames[0], raw=False)
-    words = _KINDS.get(said.pop("kind", None))
-    if words is None:
-        raise ValueError("an entry of a kind that this release does not know")
-    return words(**said)
+    try:
+        said = msgpack.unpackb(frames[0], raw=False)
+        words: Words = _KINDS[said.pop("kind")](**said)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"an entry that this release does not know: {error!r}") from error
+    return words

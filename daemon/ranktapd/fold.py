@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ from ranktapd.render import summaries
 from ranktapd.render.grid import make_grid, to_uint8_hwc
 from ranktapd.render.histogram import HistogramStats, histogram_stats, tensorflow_edges
 from ranktapd.scalar_encoder import ScalarEncoder
+from ranktapd.tensor_statistics import TensorStatistics, statistics_of
 from ranktapd.windows import Closed, ScalarWindows
 
 logger = logging.getLogger("ranktapd")
@@ -44,6 +46,9 @@ FORMAT = 1
 """Of the state. Raised when a snapshot that a former release took means something else."""
 
 CACHED_TABLES = 256
+
+_NOT_ASKED = -2
+"""In place of a tag's number that has not been looked up yet; -1 is one that is refused."""
 
 
 @dataclass(slots=True)
@@ -64,13 +69,27 @@ class _TableIds:
     """Whether it goes through the windows."""
 
 
+@dataclass(slots=True)
+class _Picture:
+    """A record that is being drawn; it has its place among the others already."""
+
+    tag: str
+    step: int
+    wall_time: float
+    value: Future[bytes]
+
+
 Direct = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 
 
 class Fold:
-    """One run's state: feed it entries in order; take what to write at each group's end."""
+    """One run's state: feed it entries in order; take what to write at each group's end.
 
-    def __init__(self) -> None:
+    Pictures are drawn by `executor`, several at a time where it has several threads; the
+    output is the same with any.
+    """
+
+    def __init__(self, executor: Executor) -> None:
         self._begins = RunBegins(0.0, "", 0, "")
         self._started = False
         self._sessions: dict[bytes, _Rank] = {}
@@ -81,7 +100,8 @@ class Fold:
         self._ids: dict[str, int] = {}
         self._kinds: dict[str, str] = {}
         self._windows = ScalarWindows(1)
-        self._merges: MergeWindows[HistogramStats] = MergeWindows(1)
+        # HistogramStats or TensorStatistics: a tag has one kind.
+        self._merges: MergeWindows[Any] = MergeWindows(1)
         self._policies: dict[int, str] = {}
         self._bands: dict[int, tuple[int, int]] = {}
         self._charts: list[str] = []
@@ -93,8 +113,10 @@ class Fold:
         # Not state: caches, and the group that is being fed.
         self._encoder = ScalarEncoder()
         self._tables: dict[tuple[bytes, bytes, int], _TableIds] = {}
+        self._field_ids: dict[tuple[tuple[str, ...], tuple[str, ...], int], NDArray[np.int64]] = {}
         self._direct: list[Direct] = []
-        self._out: list[bytes | memoryview] = []
+        self._executor = executor
+        self._out: list[bytes | memoryview | _Picture] = []
         self._new_charts = False
         self._told: set[str] = set()
 
@@ -140,7 +162,9 @@ class Fold:
             self._started = True
             self._out.insert(0, event_file.start_record(self._begins.created, 0))
         self._out.append(event_file.checkpoint_record(self._max_wall, position))
-        written = b"".join(self._out)
+        written = b"".join(
+            self._drawn(record) if isinstance(record, _Picture) else record for record in self._out
+        )
         self._out.clear()
         return written
 
@@ -283,11 +307,19 @@ class Fold:
         if not alone and blob.across is Across.MERGE:
             identity = self._tag(tag, str(blob.kind))
             if identity >= 0:
-                stats = _histogram_of(blob)
+                stats: HistogramStats | TensorStatistics
+                if blob.kind is Kind.MOMENTS:
+                    stats = statistics_of(blob)
+                    nbytes = stats.nbytes
+                else:
+                    stats = _histogram_of(blob)
+                    nbytes = stats.counts.nbytes
                 self._merges.declare(identity, "merge")
-                self._merges.add(
-                    sequence, rank, identity, blob.step, blob.wall_time, stats, stats.counts.nbytes
-                )
+                self._merges.add(sequence, rank, identity, blob.step, blob.wall_time, stats, nbytes)
+            return
+        if blob.kind is Kind.MOMENTS:
+            own = rank if blob.across is Across.EACH and not alone else None
+            self._write_statistics(blob.step, blob.wall_time, statistics_of(blob), own)
             return
         # A picture of rank 0 keeps its name, so that it stands where one looks for it.
         if blob.across is Across.EACH and not alone and rank != 0:
@@ -298,14 +330,8 @@ class Fold:
             max_bins = blob.parameters["max_bins"]
             self._write_histogram(tag, blob.step, blob.wall_time, _histogram_of(blob), max_bins)
             return
-        try:
-            value = _RENDERERS[blob.kind](tag, blob)
-        except ValueError as error:
-            # The rules of records.py let nothing through that cannot be drawn; where they
-            # are wrong, one picture is missing, not the batch that it came in.
-            self._tell_once(f"draw {tag}", f"{tag!r} cannot be drawn: {error}")
-            return
-        self._write(blob.step, blob.wall_time, value)
+        value = self._executor.submit(_RENDERERS[blob.kind], tag, blob)
+        self._out.append(_Picture(tag, blob.step, blob.wall_time, value))
 
     def _tag(self, tag: str, kind: str) -> int:
         """The run's number for a tag; -1 when what is logged under it cannot be shown."""
@@ -326,7 +352,17 @@ class Fold:
     # -- output -----------------------------------------------------------------------
 
     def _write(self, step: int, wall_time: float, value: bytes) -> None:
-        self._out.append(event_file.frame(summaries.event_payload(wall_time, step, value)))
+        self._out.append(_record(step, wall_time, value))
+
+    def _drawn(self, picture: _Picture) -> bytes:
+        try:
+            value = picture.value.result()
+        except ValueError as error:
+            # The rules of records.py let nothing through that cannot be drawn; where they
+            # are wrong, one picture is missing, not the batch that it came in.
+            self._tell_once(f"draw {picture.tag}", f"{picture.tag!r} cannot be drawn: {error}")
+            return b""
+        return _record(picture.step, picture.wall_time, value)
 
     def _write_direct(self) -> None:
         """Scalars that are not merged, in the order in which they came."""
@@ -351,6 +387,9 @@ class Fold:
 
     def _write_merged(self) -> None:
         for point in self._merges.close_group():
+            if isinstance(point.payload, TensorStatistics):
+                self._write_statistics(point.step, point.wall, point.payload)
+                continue
             tag = self._tags[point.tag].decode()
             self._write_histogram(tag, point.step, point.wall, point.payload, None)
 
@@ -391,6 +430,34 @@ class Fold:
             self._tell_once(f"nan {tag}", f"{tag!r} has no finite value at step {step}")
             return
         self._write(step, wall_time, summaries.histogram_value(tag, stats, max_bins))
+
+    def _write_statistics(
+        self, step: int, wall_time: float, statistics: TensorStatistics, rank: int | None = None
+    ) -> None:
+        """Scalars and histograms of many tensors; `rank` where each has its own series."""
+        key = (statistics.tags, statistics.fields, -1 if rank is None else rank)
+        ids = self._field_ids.get(key)
+        if ids is None:
+            if len(self._field_ids) >= CACHED_TABLES:
+                self._field_ids.clear()
+            shape = (len(statistics.tags), len(statistics.fields))
+            ids = self._field_ids[key] = np.full(shape, _NOT_ASKED, np.int64)
+        values, written = statistics.scalars()
+        for row, field in np.argwhere(written & (ids == _NOT_ASKED)).tolist():
+            tag = f"{statistics.tags[row]}/{statistics.fields[field]}"
+            ids[row, field] = self._tag(tag if rank is None else _of_rank(tag, rank), "scalar")
+        count = int(np.count_nonzero(written))
+        if count:
+            self._encode(
+                ids[written],
+                np.full(count, step, np.int64),
+                np.full(count, wall_time),
+                values[written],
+            )
+        for tag, stats in statistics.histograms():
+            name = tag if rank is None else _of_rank(tag, rank)
+            if self._tag(name, str(Kind.HISTOGRAM)) >= 0:
+                self._write_histogram(name, step, wall_time, stats, None)
 
     def _write_counters(self) -> None:
         """What was lost, as series of the run: nobody looks for it in a log."""
@@ -450,7 +517,7 @@ class Fold:
         }
 
     @classmethod
-    def restore(cls, state: dict[str, Any]) -> Fold:
+    def restore(cls, state: dict[str, Any], executor: Executor) -> Fold:
         """The fold that `state` was taken of.
 
         Raises:
@@ -458,7 +525,7 @@ class Fold:
         """
         if state["format"] != FORMAT:
             raise ValueError(f"a snapshot of format {state['format']}, this release reads {FORMAT}")
-        fold = cls()
+        fold = cls(executor)
         fold._begins = RunBegins(*state["begins"])
         fold._started = state["started"]
         fold._sessions = {key: _Rank(rank, dropped) for key, rank, dropped in state["sessions"]}
@@ -481,6 +548,10 @@ class Fold:
 
 
 # -- one kind at a time -----------------------------------------------------------------
+
+
+def _record(step: int, wall_time: float, value: bytes) -> bytes:
+    return event_file.frame(summaries.event_payload(wall_time, step, value))
 
 
 def _of_rank(tag: str, rank: int) -> str:
@@ -516,7 +587,10 @@ def _histogram_of(blob: Blob) -> HistogramStats:
     return histogram_stats(blob.array(), blob.parameters["bins"])
 
 
-def _dump_stats(stats: HistogramStats) -> bytes:
+def _dump_stats(stats: HistogramStats | TensorStatistics) -> bytes:
+    if isinstance(stats, TensorStatistics):
+        of_tensors: bytes = msgpack.packb(stats.dump())
+        return of_tensors
     standard = np.array_equal(stats.edges, tensorflow_edges())
     packed: bytes = msgpack.packb(
         [
@@ -535,8 +609,10 @@ def _dump_stats(stats: HistogramStats) -> bytes:
     return packed
 
 
-def _load_stats(packed: bytes) -> HistogramStats:
-    edges, counts, *rest = msgpack.unpackb(packed)
+def _load_stats(packed: bytes) -> HistogramStats | TensorStatistics:
+    edges, counts, *rest = dumped = msgpack.unpackb(packed)
+    if isinstance(edges, list):
+        return TensorStatistics.load(dumped)
     return HistogramStats(
         np.frombuffer(edges, np.float64) if edges else tensorflow_edges(),
         np.frombuffer(counts, np.int64),

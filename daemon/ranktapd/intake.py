@@ -49,12 +49,18 @@ LOG_LINES_A_SECOND = 10
 """About what strangers send; the rest is counted."""
 
 
+_TYPES = {Hello: "hello", BatchMessage: "batch", Beat: "beat", Bye: "bye"}
+
+
 @dataclass(slots=True)
 class _Round:
     """What one round has to say, and to whom, once its journals are synced."""
 
     runs: dict[str, Run] = field(default_factory=dict)
     acks: dict[bytes, tuple[Run, Session, float | None]] = field(default_factory=dict)
+    gaps: dict[bytes, tuple[Run, Session]] = field(default_factory=dict)
+    """Who must go back. It acknowledges what comes before the gap, so it too has to wait for
+    the disk."""
     answers: list[tuple[Run, bytes, DaemonMessage]] = field(default_factory=list)
 
 
@@ -127,6 +133,10 @@ class Intake:
                 self._answer(session.peer, Error(Code.BUSY, "the daemon's disk is full"))
             else:
                 self._answer(session.peer, Ack(session.window.last, sent))
+        for run, session in said.gaps.values():
+            if run.place.name not in unsaved and session.missed:
+                last = session.window.last
+                self._answer(session.peer, Error(Code.GAP, f"batch {last + 1} is missing", last))
         for run, peer, answer in said.answers:
             if run.place.name not in unsaved:
                 self._answer(peer, answer)
@@ -141,7 +151,9 @@ class Intake:
                     run.place.name, session.opened.rank, session.opened.pid,
                     session.opened.host, limits.SESSION_TIMEOUT_S,
                 )  # fmt: skip
-                self._sessions.pop(session.opened.session, None)
+                known = self._sessions.get(session.opened.session)
+                if known is not None and known[0] is run:
+                    del self._sessions[session.opened.session]
                 run.add(SessionGone(session.opened.session, final=False))
 
     def room(self) -> None:
@@ -164,14 +176,17 @@ class Intake:
         try:
             message = frames.read_message(parts)
         except FrameError as error:
+            self._metrics.messages.labels("invalid").inc()
             self._refuse(peer, parts, error)
             return
-        self._metrics.messages.labels(type(message).__name__.lower()).inc()
+        self._metrics.messages.labels(_TYPES[type(message)]).inc()
         if isinstance(message, Hello):
             self._hello(peer, message)
             return
-        known = self._sessions.get(message.session)
-        if known is None or known[1].peer != peer:
+        known = self._known(message.session, peer)
+        if known is None:
+            # Not logged: after a restart every client hears it once.
+            self._metrics.refused.labels(str(Code.UNKNOWN_SESSION)).inc()
             self._answer(peer, Error(Code.UNKNOWN_SESSION, "say hello first"))
             return
         run, session = known
@@ -181,7 +196,7 @@ class Intake:
                 self._batch(run, session, message, parts)
             case Beat():
                 if session.missed and not self.full:
-                    self._tell_gap(session)
+                    self._round.gaps[message.session] = known
                 else:
                     self._round.acks[message.session] = (run, session, message.sent)
             case Bye():
@@ -191,6 +206,7 @@ class Intake:
 
     def _hello(self, peer: bytes, hello: Hello) -> None:
         if self.full:
+            self._metrics.refused.labels(str(Code.BUSY)).inc()
             self._answer(peer, Error(Code.BUSY, "the daemon's disk is full"))
             return
         try:
@@ -199,11 +215,14 @@ class Intake:
             self._count_refused(error.code, peer, error.text)
             self._answer(peer, Error(error.code, error.text))
             return
-        if hello.session in run.replaced:
+        if run.is_replaced(hello.session):
             text = f"another process has become rank {hello.rank} of run {hello.run!r}"
             self._count_refused(Code.CONFLICT, peer, text)
             self._answer(peer, Error(Code.CONFLICT, text))
             return
+        for rival in run.rivals(hello):
+            # What it still sends is answered with an error, not journaled for nobody.
+            self._sessions.pop(rival.opened.session, None)
         session = run.welcome(hello, peer, time.monotonic())
         self._sessions[hello.session] = (run, session)
         self._round.answers.append((run, peer, Welcome(session.window.last, daemon=__version__)))
@@ -212,14 +231,16 @@ class Intake:
         verdict = session.window.judge(message.number)
         self._metrics.batches.labels(verdict.value).inc()
         if self.full:
-            # Passed over, not refused: the client holds it and will be asked for it.
+            # Its number does not count: the client holds it and will be asked for it.
             session.missed = True
+            self._metrics.refused.labels(str(Code.BUSY)).inc()
             self._answer(session.peer, Error(Code.BUSY, "the daemon's disk is full"))
             return
         if verdict is Verdict.GAP:
+            self._metrics.refused.labels(str(Code.GAP)).inc()
             if not session.missed:
                 session.missed = True
-                self._tell_gap(session)
+                self._round.gaps[message.session] = (run, session)
             return
         session.missed = False
         if verdict is Verdict.NEXT:
@@ -232,18 +253,15 @@ class Intake:
             self._metrics.journal_bytes.inc(sum(map(len, parts)))
         self._round.acks.setdefault(message.session, (run, session, None))
 
-    def _tell_gap(self, session: Session) -> None:
-        last = session.window.last
-        self._answer(session.peer, Error(Code.GAP, f"batch {last + 1} is missing", last))
-
     # -- what breaks the rules --------------------------------------------------------
 
     def _refuse(self, peer: bytes, parts: list[bytes], error: FrameError) -> None:
         """Answer, count, and touch nothing else; a batch with a number counts as seen."""
         self._count_refused(error.code, peer, error.text)
-        session_of_peer = self._session_of(peer, parts) if error.number is not None else None
-        if session_of_peer is not None and error.number is not None and not self.full:
-            run, session = session_of_peer
+        known = self._known(frames.session_of(parts), peer)
+        if known is not None and error.number is not None and not self.full:
+            run, session = known
+            session.last_heard = time.monotonic()
             if session.window.judge(error.number) is Verdict.NEXT:
                 session.missed = False
                 words = BatchRefused(session.opened.session, error.number)
@@ -251,8 +269,9 @@ class Intake:
                 self._round.acks.setdefault(session.opened.session, (run, session, None))
         self._answer(peer, Error(error.code, error.text, error.number))
 
-    def _session_of(self, peer: bytes, parts: list[bytes]) -> tuple[Run, Session] | None:
-        known = self._sessions.get(frames.session_of(parts))
+    def _known(self, identity: bytes, peer: bytes) -> tuple[Run, Session] | None:
+        """The session that said hello on this connection under that name."""
+        known = self._sessions.get(identity)
         return known if known is not None and known[1].peer == peer else None
 
     def _count_refused(self, code: Code, peer: bytes, text: str) -> None:

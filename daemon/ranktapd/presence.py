@@ -1,8 +1,6 @@
 """Who is there, and whom a window waits for: the rules that scalars and histograms share.
 
-A set of ranks is a Python int with bit k set for rank k: any world size, and
-union, difference and inclusion are one operator each. Pure: no clock, file,
-socket or thread.
+Sets of ranks are ints, see `rank_sets`. Pure: no clock, file, socket or thread.
 
 Each tag has its `expected` set. While no window of the tag has closed, that is
 every rank but the absent and the gone; afterwards it is the reporters of the
@@ -12,8 +10,10 @@ the set, so that they are waited for again when they come back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
+
+from ranktapd.rank_sets import ranks_in, set_of
 
 State: TypeAlias = dict[str, Any]
 """A snapshot made of None, bools, ints, floats, strs, bytes, lists and dicts: msgpack-able."""
@@ -60,22 +60,6 @@ def close_in_order(expected: int, gone: int, seen: Sequence[int], forced: int) -
             incomplete += 1
         expected = reporters | expected & gone
     return Verdict(len(seen), expected, missed, incomplete)
-
-
-def ranks_in(ranks: int) -> Iterator[int]:
-    """The members of a set of ranks, lowest first."""
-    while ranks:
-        lowest = ranks & -ranks
-        yield lowest.bit_length() - 1
-        ranks ^= lowest
-
-
-def set_of(ranks: Iterable[int]) -> int:
-    """The set that holds `ranks`."""
-    members = 0
-    for rank in ranks:
-        members |= 1 << rank
-    return members
 
 
 class Presence:

@@ -16,6 +16,7 @@ from ranktap_wire.frames import Hello
 from ranktap_wire.journal import (
     START,
     Damage,
+    Entry,
     JournalError,
     JournalReader,
     JournalWriter,
@@ -58,8 +59,6 @@ class Run:
     place: RunPlace
     journal: JournalWriter
     sessions: RunSessions
-    replaced: set[bytes] = field(default_factory=set)
-    """Sessions whose rank another process has become: they may not come back."""
     _pending: list[tuple[bool, list[Buffer]]] = field(default_factory=list)
     """(is a batch, its frames)"""
     _before: dict[bytes, int] = field(default_factory=dict)
@@ -85,25 +84,45 @@ class Run:
                 writer.cut.nbytes,
             )
         run = cls(place, writer, sessions)
-        if writer.last == 0:
-            begins = RunBegins(time.time(), socket.gethostname(), os.getpid(), suffix)
-            writer.append([pack_entry(begins)])
-        else:
-            run._rebuild()
+        try:
+            if writer.last == 0:
+                begins = RunBegins(time.time(), socket.gethostname(), os.getpid(), suffix)
+                writer.append([pack_entry(begins)])
+            else:
+                run._rebuild()
+        except JournalError:
+            writer.close()
+            raise
         return run
 
     def _rebuild(self) -> None:
-        segment = segments(self.place.journal)[-1]
-        reader = JournalReader(self.place.journal, Position(segment - 1, segment, START.offset))
-        for entry in reader.entries(self.journal.last):
+        """Fold the last segment, which begins with all that is needed of those before it."""
+        last = self.journal.last
+        numbers = [number for number in segments(self.place.journal) if number <= last]
+        start = numbers[0]
+        for number in reversed(numbers):
+            if any(isinstance(entry, Entry) for entry in self._entries(number, number)):
+                start = number
+                break
+        for entry in self._entries(start, last):
             if isinstance(entry, Damage):
                 logger.error("run %r: %s", self.place.name, entry)
-            else:
+                continue
+            try:
                 self.sessions.fold(read_entry(entry.frames))
-        reader.close()
+            except ValueError as error:
+                raise JournalError(f"{self.place.journal}: {entry.sequence}: {error}") from error
         now = time.monotonic()
         for session in self.sessions.sessions.values():
             session.last_heard = now
+
+    def _entries(self, segment: int, last: int) -> Iterator[Entry | Damage]:
+        """What the journal says from a segment's beginning to entry `last`."""
+        reader = JournalReader(self.place.journal, Position(segment - 1, segment, START.offset))
+        try:
+            yield from reader.entries(last)
+        finally:
+            reader.close()
 
     # -- a round ----------------------------------------------------------------------
 
@@ -140,6 +159,8 @@ class Run:
                 if session is not None:
                     session.window.last = last
                     session.missed = True
+                elif identity in self.sessions.ended:
+                    self.sessions.ended[identity].last = last
             raise
 
     # -- sessions ---------------------------------------------------------------------
@@ -148,8 +169,13 @@ class Run:
         """The session that said hello on this connection."""
         session = self.sessions.sessions.get(hello.session)
         if session is None or session.away:
-            last = session.window.last if session is not None else hello.first - 1
-            self._replace_others(hello)
+            ended = self.sessions.ended.get(hello.session)
+            if session is not None:
+                last = session.window.last
+            else:
+                last = ended.last if ended is not None else hello.first - 1
+            for rival in self.rivals(hello):
+                self._replace(rival, hello)
             self.add(SessionOpened.of(hello, last))
             session = self.sessions.sessions[hello.session]
         lost = session.window.reopened(hello.first)
@@ -167,16 +193,26 @@ class Run:
         session.missed = False
         return session
 
-    def _replace_others(self, hello: Hello) -> None:
-        for other in list(self.sessions.sessions.values()):
-            if other.opened.rank == hello.rank and other.opened.session != hello.session:
-                if not other.away:
-                    logger.info(
-                        "run %r: rank %d is now process %d on %s",
-                        self.place.name, hello.rank, hello.pid, hello.host,
-                    )  # fmt: skip
-                self.replaced.add(other.opened.session)
-                self.add(SessionGone(other.opened.session, final=True))
+    def rivals(self, hello: Hello) -> list[Session]:
+        """Other open sessions of the same rank: they end when it opens."""
+        return [
+            session
+            for session in self.sessions.sessions.values()
+            if session.opened.rank == hello.rank and session.opened.session != hello.session
+        ]
+
+    def is_replaced(self, identity: bytes) -> bool:
+        """Whether another process has become this session's rank."""
+        ended = self.sessions.ended.get(identity)
+        return ended is not None and ended.replaced
+
+    def _replace(self, rival: Session, hello: Hello) -> None:
+        if not rival.away:
+            logger.info(
+                "run %r: rank %d is now process %d on %s",
+                self.place.name, hello.rank, hello.pid, hello.host,
+            )  # fmt: skip
+        self.add(SessionGone(rival.opened.session, final=True, replaced=True))
 
     def silent(self, since: float) -> Iterator[Session]:
         """Sessions that are here and were not heard of since then."""

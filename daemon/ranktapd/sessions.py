@@ -32,11 +32,28 @@ class Session:
     still be known then: the acknowledgement may never have reached it."""
 
 
+ENDED_MAX = 10_000
+"""Sessions of a run that are remembered after their end, the latest ones: 300 KB at the
+beginning of a segment. A rank comes back within seconds, or not at all."""
+
+
+@dataclass(slots=True)
+class Ended:
+    """A session that has said bye, or was replaced."""
+
+    last: int
+    """Its last batch in the journal. The answer to its goodbye, and acknowledgements before
+    it, may have been lost: then it says hello again, with batches that are journaled."""
+    replaced: bool
+
+
 @dataclass(slots=True)
 class RunSessions:
-    """The open sessions of one run, as its journal tells."""
+    """The sessions of one run, as its journal tells."""
 
     sessions: dict[bytes, Session] = field(default_factory=dict)
+    """Those that are open: one a rank at most."""
+    ended: dict[bytes, Ended] = field(default_factory=dict)
 
     def live(self) -> list[Session]:
         return [session for session in self.sessions.values() if not session.away]
@@ -45,6 +62,7 @@ class RunSessions:
         """Take in what an entry of the journal says."""
         match words:
             case SessionOpened():
+                self.ended.pop(words.session, None)
                 self.sessions[words.session] = Session(words, ReceiveWindow(words.last))
             case BatchAccepted() | BatchRefused():
                 session = self.sessions.get(words.session)
@@ -52,11 +70,18 @@ class RunSessions:
                     # Not accept(): behind damage in the journal the numbers skip what was lost.
                     session.window.last = words.number
             case SessionGone():
-                if words.final:
-                    self.sessions.pop(words.session, None)
-                elif words.session in self.sessions:
-                    self.sessions[words.session].away = True
+                session = self.sessions.get(words.session)
+                if session is not None and words.final:
+                    del self.sessions[words.session]
+                    self.ended[words.session] = Ended(session.window.last, words.replaced)
+                    while len(self.ended) > ENDED_MAX:
+                        del self.ended[next(iter(self.ended))]
+                elif session is not None:
+                    session.away = True
             case SessionsSoFar():
+                self.ended = {
+                    identity: Ended(last, replaced) for identity, last, replaced in words.ended
+                }
                 self.sessions = {}
                 for identity, rank, world_size, host, pid, started, last, away in words.sessions:
                     opened = SessionOpened(
@@ -79,5 +104,6 @@ class RunSessions:
                     session.away,
                 ]
                 for session in self.sessions.values()
-            ]
+            ],
+            [[identity, ended.last, ended.replaced] for identity, ended in self.ended.items()],
         )

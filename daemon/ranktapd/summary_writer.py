@@ -15,6 +15,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ranktapd import event_file
@@ -26,37 +27,53 @@ RETRY_S = 1.0
 """How often a full disk is tried again."""
 
 
+@dataclass(frozen=True, slots=True)
+class FileStart:
+    """Which event file a run is written to, and behind what it begins.
+
+    It is remembered before the file is made: until the file has a checkpoint of its own,
+    nothing else says that a former file holds what comes before.
+    """
+
+    name: str
+    checkpoint: str | None = None
+    """Position in the journal up to which former files hold everything; None: no former file."""
+    records: int = 0
+    """Records of the group behind that position which a former file holds too."""
+
+
 class SummaryWriter:
     """Appends to one event file, which it begins with the record `version`.
 
-    `name_later(existing)` names the file that would follow it, and `renamed` is told before
-    that one is made.
+    `name_later(existing)` names the file that would follow it, and `remember` is told of
+    that one before it is made.
     """
 
     def __init__(
         self,
         directory: Path,
-        name: str,
+        start: FileStart,
         version: bytes,
         name_later: Callable[[list[str]], str],
-        renamed: Callable[[str], None],
+        remember: Callable[[FileStart], None],
     ) -> None:
         self._directory = directory
+        self._start = start
         self._version = version
         self._name_later = name_later
-        self._renamed = renamed
+        self._remember = remember
         self._waiting_for_room = False
         directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / name
+        self.path = directory / start.name
         is_new = not self.path.exists()
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if is_new:
             _sync_directory(directory)
-        self.found = self._scan()
-        behind = os.fstat(self._fd).st_size - self.found.checkpoint_end
-        self._tail = os.pread(self._fd, behind, self.found.checkpoint_end)
+        self._found = self._scan()
+        behind = os.fstat(self._fd).st_size - self._found.checkpoint_end
+        self._tail = os.pread(self._fd, behind, self._found.checkpoint_end)
         """What stands behind the last checkpoint and is still to be proved right."""
-        self._end = self.found.checkpoint_end
+        self._end = self._found.checkpoint_end
 
     def _scan(self) -> Scan:
         size = os.fstat(self._fd).st_size
@@ -64,6 +81,11 @@ class SummaryWriter:
             return event_file.scan(b"")
         with mmap.mmap(self._fd, size, prot=mmap.PROT_READ) as data:
             return event_file.scan(data)
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The position in the journal up to which everything was written when this was opened."""
+        return self._found.checkpoint or self._start.checkpoint
 
     @property
     def proving(self) -> bool:
@@ -78,16 +100,21 @@ class SummaryWriter:
         Raises:
             OSError: the file cannot be written.
         """
-        if self._end == 0 and records:
-            records = self._version + records
-        known = min(len(self._tail), len(records))
-        if records[:known] != self._tail[:known]:
-            records = self._turn_over(records)
-        else:
+        expected = self._as_begun(records)
+        known = min(len(self._tail), len(expected))
+        if expected[:known] == self._tail[:known]:
             self._tail = self._tail[known:]
             self._end += known
-            records = records[known:]
-        self._write(records)
+            self._write(expected[known:])
+        else:
+            self._turn_over()
+            self._write(self._as_begun(records))
+
+    def _as_begun(self, records: bytes) -> bytes:
+        """What of a group's records belongs here, and what stands before them in a new file."""
+        if self._end or not records:
+            return records
+        return self._version + _skip_records(records, self._start.records)
 
     def sync(self) -> None:
         """Make what was appended survive the machine: before its journal may be deleted.
@@ -122,38 +149,41 @@ class SummaryWriter:
             self._waiting_for_room = True
             logger.error("%s: %s; waiting for room", self.path, error.strerror)
 
-    def _turn_over(self, records: bytes) -> bytes:
-        """Start a new file; what of `records` it still has to hold.
+    def _turn_over(self) -> None:
+        """Start a new file behind what the old one holds whole.
 
         Other bytes than before: the renderer has changed since, or the file was.
         """
-        # The new file has a version record of its own.
-        skip = max(self.found.records_behind, 1 if self._end == 0 else 0)
+        # The tail holds no checkpoint, so all of it is of one group: the one that is being
+        # appended, because groups are appended one at a time as long as there is a tail.
+        held = self._found.records_behind
+        if self._found.checkpoint is None:
+            held = max(held - 1, 0) + self._start.records  # less the version record
         name = self._name_later([path.name for path in self._directory.iterdir()])
         logger.warning(
             "%s does not continue with the same bytes; going on in %s behind its %d whole records",
-            self.path, name, self.found.records,
+            self.path, name, self._found.records,
         )  # fmt: skip
+        self._start = FileStart(name, self.checkpoint, held)
+        self._remember(self._start)
         os.close(self._fd)
         self.path = self._directory / name
-        self._renamed(name)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         _sync_directory(self._directory)
         self._tail = b""
         self._end = 0
-        self._write(self._version)
-        # The tail holds no checkpoint, so all of it is of the group that was being written,
-        # and this is that group's output: groups are appended one at a time until then.
-        return _skip_records(records, skip)
 
 
 def _skip_records(records: bytes, count: int) -> bytes:
-    offset = 0
-    while count > 0 and offset < len(records):
-        length = int.from_bytes(records[offset : offset + 8], "little")
-        offset += event_file.HEADER_BYTES + length + event_file.TRAILER_BYTES
-        count -= 1
-    return records[offset:]
+    """A group's output less its first records; its checkpoint, the last one, always remains."""
+    begin = 0
+    for _ in range(count):
+        length = int.from_bytes(records[begin : begin + 8], "little")
+        end = begin + event_file.HEADER_BYTES + length + event_file.TRAILER_BYTES
+        if end >= len(records):
+            break
+        begin = end
+    return records[begin:]
 
 
 def _sync_directory(directory: Path) -> None:

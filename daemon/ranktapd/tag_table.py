@@ -10,16 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ranktapd.presence import INT64_MIN, State
-from ranktapd.window_store import (
-    BIT,
-    Ints,
-    Words,
-    dump,
-    grown,
-    load,
-    set_words,
-    to_words,
-)
+from ranktapd.rank_sets import BIT, WORD, Words, set_words, to_words
+from ranktapd.window_rows import Ints
+from ranktapd.window_store import dump, grown, load
 
 POLICIES = ("mean", "sum", "min", "max", "last", "rank0")
 """How the ranks' values become one. `each` is not merged and never comes here."""
@@ -40,7 +33,7 @@ class TagTable:
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
         self.policy = np.zeros(_LEAST_TAGS, np.int8)
-        self.expected: Words = np.zeros((_LEAST_TAGS, set_words(world_size)), "<u8")
+        self.expected: Words = np.zeros((_LEAST_TAGS, set_words(world_size)), WORD)
         # Declared, and none of its windows has closed yet.
         self._is_new = np.zeros(_LEAST_TAGS, bool)
         # The step of the last closed window. Meaningless where `_any_closed` is false: there
@@ -83,15 +76,12 @@ class TagTable:
         self._is_new[tag] = True
         if number == RANK0:
             self._has_rank0 = True
-            expected &= 1
+            expected = 0  # a window of it opens with the only record it will have
         self.expected[tag] = to_words(expected, self._world_size)
 
     def expect_of_new(self, ranks: int) -> None:
         """Let the tags that had no closed window yet wait for `ranks` too."""
-        new = self._is_new
-        if self._has_rank0:
-            new = new & (self.policy != RANK0)
-            self.expected[self._is_new & ~new] |= to_words(ranks & 1, self._world_size)
+        new = self._is_new & (self.policy != RANK0) if self._has_rank0 else self._is_new
         self.expected[new] |= to_words(ranks, self._world_size)
 
     def spare_new(self, ranks: int) -> None:

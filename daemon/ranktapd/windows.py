@@ -31,27 +31,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ranktapd.presence import SPARE_PART, Presence, State, close_in_order
+from ranktapd.rank_sets import any_member, count_ranks, to_int, to_ints, to_words
 from ranktapd.tag_table import LAST, MAX, MEAN, MIN, TagTable
-from ranktapd.window_store import (
-    Floats,
-    Ints,
-    Records,
-    WindowStore,
-    Words,
-    in_window_order,
-    lengths_of,
-    to_int,
-    to_ints,
-    to_words,
-)
+from ranktapd.window_rows import Floats, Ints, in_window_order, lengths_of, run_starts
+from ranktapd.window_store import Records, WindowStore
 
-# 760,000 open windows of 8 ranks, 8,000 of 1,000 that all reported. With numpy's copies
-# while arrays grow, a worker stays under 300 MB.
-DEFAULT_MEMORY_BYTES = 128 << 20
+# 600,000 open windows of 8 ranks, 6,000 of 1,000 that all reported. What numpy copies while
+# arrays grow and all windows close at once comes on top: 220 MB in all at worst (measured).
+DEFAULT_MEMORY_BYTES = 96 << 20
 
 # Rows absorbed at once. It bounds what a huge group takes before the memory limit is looked
-# at (a row opens one block at most: 33 MiB), and keeps the columns in the cache.
-CHUNK_ROWS = 32_768
+# at (a row opens a window and a block: 21 MB with 1,000 ranks), and keeps columns in the cache.
+CHUNK_ROWS = 16_384
+
+# Records merged at once, at most. With all open windows closing at once (a stalled rank is given
+# up on) their columns would take several times the memory limit.
+_RECORDS_AT_ONCE = 1 << 19
 
 _RUN_AT_ONCE = 1024  # windows of one tag that are followed at once; arbitrary
 
@@ -225,9 +220,10 @@ class ScalarWindows:
         For a resumed run, which logs these steps again.
         """
         self._absorb()
-        positions = (self._store.steps() >= step).nonzero()[0]
+        positions = (self._store.index.steps() >= step).nonzero()[0]
         if positions.size:
-            self.discarded_total += self._store.take(positions).values.size
+            self.discarded_total += count_ranks(self._store.seen(positions))
+            self._store.remove(positions)
         self._table.reopen(step)
 
     def resize(self, world_size: int) -> None:
@@ -296,8 +292,8 @@ class ScalarWindows:
         batch_seqs, batch_ranks, *columns = zip(*self._pending, strict=True)
         lengths = [len(tags) for tags in columns[0]]
         self._pending, self._pending_rows = [], 0
-        seqs = np.repeat(np.array(batch_seqs, np.int64), lengths)
-        ranks = np.repeat(np.array(batch_ranks, np.int64), lengths)
+        seqs = np.array(batch_seqs, np.int64).repeat(lengths)
+        ranks = np.array(batch_ranks, np.int64).repeat(lengths)
         tags, steps = (np.concatenate(column, dtype=np.int64) for column in columns[:2])
         walls, values = (np.concatenate(column, dtype=np.float64) for column in columns[2:])
         counting = self._table.counting(tags, steps, ranks)
@@ -309,7 +305,7 @@ class ScalarWindows:
         rows, repeated = in_window_order(seqs, tags, steps, ranks, walls, values)
         self.repeated_total += repeated + self._store.put(rows)
         touched = rows.tags[rows.starts]
-        first = (np.diff(touched, prepend=-1)).nonzero()[0]
+        first = run_starts(touched)
         self._touched.append((touched[first], lengths_of(first, touched.size)))
 
     def _bound_memory(self) -> None:
@@ -322,9 +318,9 @@ class ScalarWindows:
             return
         excess += self._memory_bytes // SPARE_PART
         seqs = self._store.first_seqs()
-        oldest_first = np.argsort(seqs, kind="stable")
-        freed = np.cumsum(self._store.bytes_of_each()[oldest_first])
-        enough = min(int(np.searchsorted(freed, excess)), seqs.size - 1)
+        oldest_first = seqs.argsort(kind="stable")
+        freed = self._store.bytes_of_each()[oldest_first].cumsum()
+        enough = min(int(freed.searchsorted(excess)), seqs.size - 1)
         self._sweep(int(seqs[oldest_first[enough]]))
 
     def _sweep(self, forced_seq: int | None = None) -> None:
@@ -332,8 +328,8 @@ class ScalarWindows:
         if forced_seq is None:
             forced_seq = self._expired
         if self._any_tag or forced_seq is not None:
-            tags = self._store.tags()
-            tags = tags[(np.diff(tags, prepend=-1)).nonzero()[0]]
+            tags = self._store.index.tags()
+            tags = tags[run_starts(tags)] if tags.size else tags
             touched = np.ones(tags.size, np.int64)
         elif not self._touched:
             return
@@ -349,15 +345,23 @@ class ScalarWindows:
         self._any_tag = False
         positions, missed = self._find_closing(tags, touched, forced_seq)
         if positions.size:
-            tags, steps = self._store.tags(positions), self._store.steps(positions)
-            self._table.note_closed(tags, steps)
-            policies = self._table.policy[tags]
-            self._closed.append(_merged(tags, steps, policies, self._store.take(positions)))
+            self._merge(positions)
         given_up = self._presence.give_up(missed)
         if given_up:
             self._table.spare_new(given_up)
             # These tags may have windows to close now. The next sweep sees to them.
             self._any_tag = True
+
+    def _merge(self, positions: Ints) -> None:
+        """Turn windows into points, and forget them."""
+        store, some = self._store, max(1, _RECORDS_AT_ONCE // self.world_size)
+        for start in range(0, positions.size, some):
+            part = positions[start : start + some]
+            tags, steps = store.index.tags(part), store.index.steps(part)
+            self._table.note_closed(tags, steps)
+            policies = self._table.policy[tags]
+            self._closed.append(_merged(tags, steps, policies, store.records(part)))
+        store.remove(positions)
 
     def _find_closing(self, tags: Ints, ahead: Ints, forced_seq: int | None) -> tuple[Ints, int]:
         """The positions of the windows of `tags` that close, ascending, and the ranks they miss.
@@ -369,12 +373,12 @@ class ScalarWindows:
         """
         store, expected_of = self._store, self._table.expected
         gone = to_words(self._presence.gone, self.world_size)
-        first, end = store.runs(tags)
+        first, end = store.index.runs(tags)
         forced = first  # where each tag's windows that must close end
         if forced_seq is not None:
             old = (store.first_seqs() <= forced_seq).nonzero()[0]
             forced = first.copy()
-            forced[np.searchsorted(end, old, side="right")] = old + 1
+            forced[end.searchsorted(old, side="right")] = old + 1
             ahead = np.maximum(ahead, forced - first)
         found: list[Ints] = []
         missed = 0
@@ -382,17 +386,17 @@ class ScalarWindows:
         further = 1
         while going.size:
             begin, count = first[going], np.minimum(ahead, end - first)[going]
-            stop = np.cumsum(count)
+            stop = count.cumsum()
             start = stop - count
             total = int(stop[-1])
-            at = np.arange(total) + np.repeat(begin - start, count)
+            at = np.arange(total) + (begin - start).repeat(count)
             seen = store.seen(at)
-            expected = np.repeat(expected_of[tags[going]], count, axis=0)
+            expected = expected_of[tags[going]].repeat(count, axis=0)
             lacking = expected & ~gone & ~seen
-            closes = ~_any_rank(lacking)
+            closes = ~any_member(lacking)
             if forced_seq is not None:
-                closes |= at < np.repeat(forced[going], count)
-            steady = closes & ~_any_rank((seen | (expected & gone)) ^ expected)
+                closes |= at < forced[going].repeat(count)
+            steady = closes & ~any_member((seen | (expected & gone)) ^ expected)
             if steady.all():
                 found.append(at)
                 first[going] += count
@@ -405,13 +409,13 @@ class ScalarWindows:
                 changes = turns.copy()
                 changes[turns] = closes[turn[turns]]
                 closed = turn - start + changes
-                found.append(at[np.arange(total) < np.repeat(start + closed, count)])
+                found.append(at[np.arange(total) < (start + closed).repeat(count)])
                 first[going] += closed
                 changed, turn = going[changes], turn[changes]
                 expected_of[tags[changed]] = seen[turn] | (expected[turn] & gone)
                 short = lacking[turn]
                 missed |= to_int(np.bitwise_or.reduce(short, axis=0))
-                self.incomplete_total += int(np.count_nonzero(_any_rank(short)))
+                self.incomplete_total += int(np.count_nonzero(any_member(short)))
                 for i in changed[first[changed] < end[changed]].tolist():
                     run = self._follow(int(tags[i]), int(first[i]), int(end[i]), int(forced[i]))
                     found.append(run[0])
@@ -445,24 +449,15 @@ class ScalarWindows:
         return np.arange(first, position), missed
 
 
-def _any_rank(sets: Words) -> npt.NDArray[np.bool_]:
-    """Which of the sets have a member."""
-    # any(axis=1) over one column costs ten times the comparison.
-    if sets.shape[1] == 1:
-        return np.not_equal(sets[:, 0], 0)
-    return np.asarray(sets.any(axis=1))
-
-
+@np.errstate(invalid="ignore")  # a signalling NaN is data, not an error
 def _merged(tags: Ints, steps: Ints, policies: npt.NDArray[np.int8], records: Records) -> Closed:
     """One point for each window; see `Closed` for what stays the same."""
     counts, owners, walls, values = records
-    starts = np.cumsum(counts) - counts
+    starts = counts.cumsum() - counts
     # bincount adds one by one in the order given, on every machine; add.reduceat adds in
     # pairs, and how it pairs them is numpy's affair.
     merged: Floats = np.bincount(owners, values, counts.size).astype(np.float64, copy=False)
-    with np.errstate(invalid="ignore"):  # comparing NaN
-        minimum = np.fmin.reduceat(values, starts)
-        maximum = np.fmax.reduceat(values, starts)
+    minimum, maximum = np.fmin.reduceat(values, starts), np.fmax.reduceat(values, starts)
     latest = np.maximum.reduceat(walls, starts)
     np.divide(merged, counts, out=merged, where=policies == MEAN)
     np.copyto(merged, minimum, where=policies == MIN)
@@ -471,10 +466,10 @@ def _merged(tags: Ints, steps: Ints, policies: npt.NDArray[np.int8], records: Re
     if is_last.any():
         # Of the records with the latest wall time the one of the highest rank, which is
         # the last of them.
-        at_latest = np.where(walls == np.repeat(latest, counts), np.arange(walls.size), -1)
+        at_latest = np.where(walls == latest.repeat(counts), np.arange(walls.size), -1)
         np.copyto(merged, values[np.maximum.reduceat(at_latest, starts)], where=is_last)
     for column in (merged, minimum, maximum):
-        # Which zero and which NaN come out depends on the processor.
+        # Which of the zeros and of the NaNs comes out depends on the processor.
         column += 0.0
         column[np.isnan(column)] = np.nan
     return Closed(tags, steps, latest, merged, minimum, maximum, counts)
@@ -488,5 +483,5 @@ def _joined(parts: list[Closed]) -> Closed:
     columns = [
         np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Closed)
     ]
-    by_tag = np.argsort(columns[0], kind="stable")
+    by_tag = columns[0].argsort(kind="stable")
     return Closed(*(column[by_tag] for column in columns))

@@ -26,7 +26,8 @@ class Board:
                 "--logdir", str(logdir), "--port", "0", "--host", "127.0.0.1",
                 "--reload_interval", str(reload_interval_s),
                 f"--load_fast={'true' if fast else 'false'}",
-                "--samples_per_plugin", "scalars=0,images=1000,histograms=1000",
+                # Not 0, which is all for the loaders and none for the plugin behind the HTTP API.
+                "--samples_per_plugin", "scalars=1000000,images=1000,histograms=1000",
             ],
             stdout=self._log, stderr=self._log,
         )  # fmt: skip

@@ -1,0 +1,153 @@
+"""Exactly once under kill -9 of the daemon and its workers, at random moments."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ranktap
+from tests.support import ledger
+from tests.support.daemons import DaemonProcess
+from tests.support.rank_program import report, start_rank
+from tests.support.waiting import wait_for
+
+RUN = "faults/kill"
+WORLD_SIZE = 4
+SLOWEST_SCALAR_S = 0.05
+
+
+def _kill_until(
+    daemon: DaemonProcess, chance: random.Random, ended: Callable[[], bool]
+) -> list[str]:
+    """Kill the daemon or one of its workers, again and again; what was killed, and when."""
+    began = time.monotonic()
+    kills: list[str] = []
+    while not ended():
+        time.sleep(chance.choice((0.02, 0.1, 0.4, 0.8)) * chance.uniform(0.5, 1.5))
+        workers = daemon.workers()
+        if workers and chance.random() < 0.5:
+            workers[0].kill()
+            kills.append(f"worker at {time.monotonic() - began:.2f}")
+            continue
+        daemon.kill()
+        kills.append(f"daemon at {time.monotonic() - began:.2f}")
+        # Not always until it listens: it must be possible to kill it while it starts.
+        daemon.start(wait=chance.random() < 0.7)
+    return kills
+
+
+def _run_job(
+    daemon: DaemonProcess, *, steps: int, step_s: float, seed: int, deadline_s: float
+) -> tuple[list[str], list[dict[str, float]]]:
+    ranks = [
+        start_rank(daemon.endpoint, RUN, rank, WORLD_SIZE, steps=steps, step_s=step_s)
+        for rank in range(WORLD_SIZE)
+    ]
+    end = time.monotonic() + deadline_s
+
+    def ended() -> bool:
+        return all(rank.poll() is not None for rank in ranks) or time.monotonic() > end
+
+    try:
+        kills = _kill_until(daemon, random.Random(seed), ended)
+        return kills, [report(rank, 60) for rank in ranks]
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.kill()
+                rank.wait()
+
+
+def _check(
+    daemon: DaemonProcess, kills: list[str], reports: list[dict[str, float]], steps: int
+) -> None:
+    print(f"{len(kills)} kills: {', '.join(kills)}")
+    for rank, told in enumerate(reports):
+        print(
+            f"rank {rank}: {told['calls']} calls, slowest {told['slowest_s'] * 1e3:.2f} ms "
+            f"({told['slowest_wall_s'] * 1e3:.2f} ms with waiting for a processor)"
+        )
+        assert told["closed"], told["stderr"]
+        assert told["calls"] == steps * ledger.SCALARS_A_STEP
+        assert told["slowest_s"] < SLOWEST_SCALAR_S
+    expected = ledger.expected_run(WORLD_SIZE, range(steps))
+    directory = Path(daemon.logdir) / RUN
+    wait_for(
+        lambda: ledger.read_run(directory).points() >= expected.points(),
+        "everything to be in the event file",
+        60,
+    )
+    assert daemon.stop() == 0
+    ledger.assert_same(ledger.read_run(directory), expected)
+
+
+@pytest.mark.timeout(180)
+def test_everything_is_there_exactly_once_after_twenty_kills(
+    start_daemon: Callable[..., DaemonProcess],
+) -> None:
+    # Merged points need all ranks, and a rank waits for every restart: no window may expire.
+    daemon = start_daemon("--straggler-timeout", "3600", "--segment-bytes", str(1 << 16))
+    kills, reports = _run_job(daemon, steps=440, step_s=0.05, seed=7, deadline_s=120)
+    assert len(kills) >= 20, kills
+    _check(daemon, kills, reports, 440)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_everything_is_there_exactly_once_after_150_kills(
+    start_daemon: Callable[..., DaemonProcess],
+) -> None:
+    daemon = start_daemon("--straggler-timeout", "3600", "--segment-bytes", str(1 << 16))
+    kills, reports = _run_job(daemon, steps=3_000, step_s=0.05, seed=150, deadline_s=600)
+    assert len(kills) >= 150, kills
+    _check(daemon, kills, reports, 3_000)
+
+
+@pytest.mark.timeout(120)
+def test_every_record_is_merged_or_counted_as_late_when_kills_meet_stragglers(
+    start_daemon: Callable[..., DaemonProcess],
+) -> None:
+    steps, tags, behind = 300, ("a", "b", "c"), 25
+    chance = random.Random(11)
+    daemon = start_daemon("--straggler-timeout", "0.3", "--segment-bytes", str(1 << 16))
+    taps = [
+        ranktap.init(RUN, endpoint=daemon.endpoint, rank=rank, world_size=WORLD_SIZE)
+        for rank in range(WORLD_SIZE)
+    ]
+    kills = 0
+    for step in range(steps):
+        for tap in taps[:-1]:
+            tap.scalars(dict.fromkeys(tags, 1.0), step, across="sum")
+        # The last rank reports in bursts: some of its records come too late, some in time.
+        if step % behind == behind - 1:
+            for late_step in range(step + 1 - behind, step + 1):
+                taps[-1].scalars(dict.fromkeys(tags, 1.0), late_step, across="sum")
+            if chance.random() < 0.6:
+                for worker in daemon.workers():
+                    worker.kill()
+                daemon.kill()
+                daemon.start(wait=False)
+                kills += 1
+        time.sleep(0.02)
+    assert all(tap.close(timeout=30) for tap in taps)
+    assert kills >= 5
+    directory = Path(daemon.logdir) / RUN
+
+    def records() -> float:
+        """Reporters of each point, and what came too late."""
+        scalars = ledger.read_run(directory).scalars
+        merged = sum(value for tag in tags for _, value in scalars.get(tag, ()))
+        return merged + (scalars["ranktap/late"][-1][1] if "ranktap/late" in scalars else 0)
+
+    wait_for(lambda: records() >= steps * len(tags) * WORLD_SIZE, "all records", 30)
+    assert daemon.stop() == 0
+    assert records() == steps * len(tags) * WORLD_SIZE
+    scalars = ledger.read_run(directory).scalars
+    assert scalars["ranktap/late"][-1][1] > 0
+    for tag in tags:
+        assert [step for step, _ in scalars[tag]] == list(range(steps))
+        assert {value for _, value in scalars[tag]} <= {1.0, 2.0, 3.0, 4.0}

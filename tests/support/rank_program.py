@@ -1,0 +1,109 @@
+"""One rank of the ledger's job, as a process: `python -m tests.support.rank_program`.
+
+It logs its steps at a pace, times every call of `tap.scalar`, closes, and prints one JSON
+object about how it went.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import ranktap
+from tests.support import ledger
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start_rank(
+    endpoint: str, run: str, rank: int, world_size: int, *, steps: int, step_s: float
+) -> subprocess.Popen[str]:
+    """The process; `report` waits for it."""
+    command = [
+        sys.executable, "-m", "tests.support.rank_program", endpoint, run,
+        str(rank), str(world_size), str(steps), str(step_s),
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def report(process: subprocess.Popen[str], timeout_s: float) -> dict[str, float]:
+    """What a rank says about itself; AssertionError, with its stderr, when it failed."""
+    said, errors = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, errors
+    told: dict[str, float] = json.loads(said)
+    told["stderr"] = errors  # type: ignore[assignment]
+    return told
+
+
+class Timed:
+    """A tap whose `scalar` is timed; everything else is the tap's."""
+
+    def __init__(self, tap: ranktap.Tap) -> None:
+        self._tap = tap
+        self.rank = tap.rank
+        self.image_grid, self.histogram, self.text = tap.image_grid, tap.histogram, tap.text
+        self.calls = 0
+        self.slowest_s = 0.0
+        """Of one call, less the time in which this process was ready to run and another had
+        the processor: that says something about the machine, not about the tap."""
+        self.slowest_wall_s = 0.0
+
+    def scalar(self, tag: str, value: float, step: int, *, across: str) -> None:
+        queued_before = _queued_s()
+        began = time.perf_counter()
+        self._tap.scalar(tag, value, step, across=across)
+        took = time.perf_counter() - began
+        self.calls += 1
+        self.slowest_wall_s = max(self.slowest_wall_s, took)
+        if took > self.slowest_s:
+            self.slowest_s = max(self.slowest_s, took - (_queued_s() - queued_before))
+
+
+def _queued_s() -> float:
+    """How long this process's threads have waited for a processor so far."""
+    tasks = Path("/proc/self/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[1]) for task in tasks) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("endpoint")
+    parser.add_argument("run")
+    for name in ("rank", "world_size", "steps"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("step_s", type=float)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    tap = ranktap.init(
+        options.run, endpoint=options.endpoint, rank=options.rank, world_size=options.world_size
+    )
+    timed = Timed(tap)
+    pace = threading.Event()
+    due = time.monotonic()
+    for step in range(options.steps):
+        ledger.log_step(timed, step)  # type: ignore[arg-type]
+        due += options.step_s
+        pace.wait(max(0.0, due - time.monotonic()))
+    closed = tap.close(timeout=60.0)
+    print(
+        json.dumps(
+            {
+                "closed": closed,
+                "calls": timed.calls,
+                "slowest_s": timed.slowest_s,
+                "slowest_wall_s": timed.slowest_wall_s,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

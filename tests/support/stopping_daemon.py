@@ -1,0 +1,64 @@
+"""A ranktapd that stops itself (SIGSTOP) at a named point of a commit.
+
+    python -m tests.support.stopping_daemon DIRECTORY --logdir ...
+
+When DIRECTORY holds a file named as one of the points, the next commit to get there removes
+it and stops the process:
+
+    before-sync    the group is written, and not synced
+    after-sync     the group is synced, and nobody was answered
+
+In DIRECTORY/synced, a file for each segment says how many bytes of it have been synced:
+what a machine that loses its power would still have.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from ranktapd import cli
+
+_real_fdatasync = os.fdatasync
+
+
+class Points:
+    """The points, and what they leave behind."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        (directory / "synced").mkdir(exist_ok=True)
+
+    def fdatasync(self, fd: int) -> None:
+        """`os.fdatasync`, with a point on each side."""
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        if path.suffix != ".journal":
+            _real_fdatasync(fd)
+            return
+        self._reach("before-sync")
+        _real_fdatasync(fd)
+        (self._directory / "synced" / path.name).write_text(str(os.fstat(fd).st_size))
+        self._reach("after-sync")
+
+    def _reach(self, point: str) -> None:
+        armed = self._directory / point
+        if armed.exists():
+            armed.unlink()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def lose_unsynced(directory: Path, journal: Path) -> int:
+    """Cut off what was not synced; how many bytes that were."""
+    lost = 0
+    for segment in journal.glob("*.journal"):
+        synced = int((directory / "synced" / segment.name).read_text())
+        lost += segment.stat().st_size - synced
+        os.truncate(segment, synced)
+    return lost
+
+
+if __name__ == "__main__":
+    os.fdatasync = Points(Path(sys.argv[1])).fdatasync  # type: ignore[assignment]
+    sys.exit(cli.main(sys.argv[2:]))
