@@ -29,7 +29,7 @@ from ranktapd.config import Config
 from ranktapd.dirlock import FileLock, LockedError
 from ranktapd.entries import WindowsExpired
 from ranktapd.intake import Intake
-from ranktapd.runs import Run, RunPlace, free_bytes, known_runs
+from ranktapd.runs import Run, RunPlace, free_bytes, unfinished_runs
 from ranktapd.status import Metrics
 from ranktapd.supervisor import Supervisor
 
@@ -119,7 +119,7 @@ class Daemon:
         self._lock.write("\n".join(self._config.listen) + "\n")
 
     def _recover(self) -> None:
-        for name in known_runs(self._config.state):
+        for name in unfinished_runs(self._config.state):
             try:
                 self._open_run(name, "")
             except JournalError as error:
@@ -184,6 +184,8 @@ class Daemon:
             intake.room()
         sessions = sum(len(run.sessions.live()) for run in self._runs.values())
         self._metrics.sessions.set(sessions)
+        for run in [run for run in self._runs.values() if self._may_rest(run)]:
+            self._rest(run)
         self._metrics.runs.set(len(self._runs))
         if sessions or self._supervisor.behind:
             self._idle_since = None
@@ -220,6 +222,20 @@ class Daemon:
         self._supervisor.watch(run)
         return run
 
+    def _may_rest(self, run: Run) -> bool:
+        worker = self._supervisor.workers[run.place.name]
+        return (
+            worker.process is None
+            and not worker.behind
+            and not run.pending
+            and not run.sessions.live()
+        )
+
+    def _rest(self, run: Run) -> None:
+        run.rest()
+        del self._runs[run.place.name]
+        del self._supervisor.workers[run.place.name]
+
     def _worker_command(self, run: Run) -> list[str]:
         return [
             sys.executable,
@@ -248,6 +264,8 @@ class Daemon:
                                "at the next start")  # fmt: skip
                 return 0
             time.sleep(0.01)
+        for run in [run for run in self._runs.values() if self._may_rest(run)]:
+            self._rest(run)
         for worker in self._supervisor.running:
             logger.warning(
                 "run %r is written up to entry %d of %d; the rest at the next start",

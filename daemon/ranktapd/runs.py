@@ -29,6 +29,9 @@ from ranktapd.sessions import RunSessions, Session
 
 logger = logging.getLogger("ranktapd")
 
+RESTING = "resting"
+"""The file in a run's state that says up to where its journal was all written."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunPlace:
@@ -234,6 +237,16 @@ class Run:
                 partial.replace(self.place.quarantine / f"{sequence:020d}.entry")
         reader.close()
 
+    def rest(self) -> None:
+        """Close a run that has nothing left to do, and say so to the next daemon.
+
+        A log host keeps thousands of finished runs; only those that are not finished are
+        opened at start. A session that says hello opens it again.
+        """
+        self.close()
+        path = self.journal.path
+        (self.place.state / RESTING).write_text(f"{path.name} {path.stat().st_size}")
+
     def close(self) -> None:
         self.journal.close()
 
@@ -243,13 +256,22 @@ def quarantined(place: RunPlace) -> set[int]:
     return {int(path.stem) for path in place.quarantine.glob("*.entry")}
 
 
-def known_runs(state_dir: Path) -> list[str]:
-    """Runs that have a journal."""
+def unfinished_runs(state_dir: Path) -> list[str]:
+    """Runs that have a journal of which something may have to be written still."""
     return sorted(
         records.run_of_directory_name(path.name)
         for path in (state_dir / "runs").glob("*")
-        if path.is_dir()
+        if path.is_dir() and not _rests(path)
     )
+
+
+def _rests(state: Path) -> bool:
+    """Whether the journal is still as long as it was when all of it had been written."""
+    try:
+        name, size = (state / RESTING).read_text().split()
+        return (state / "journal" / name).stat().st_size == int(size)
+    except (OSError, ValueError):
+        return False
 
 
 def free_bytes(path: Path) -> int:
