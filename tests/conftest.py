@@ -13,11 +13,13 @@ from tests.support.daemons import DaemonProcess
 
 @pytest.fixture
 def start_daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
-    """Start a daemon on `tmp_path/runs`; its log is shown when the test fails."""
+    """Start a daemon, on `tmp_path/runs` unless told; its log is shown when the test fails."""
     started: list[DaemonProcess] = []
 
-    def start(*arguments: str, wait: bool = True, **named: object) -> DaemonProcess:
-        daemon = DaemonProcess(tmp_path / "runs", *arguments, **named)
+    def start(
+        *arguments: str, wait: bool = True, logdir: Path | None = None, **named: object
+    ) -> DaemonProcess:
+        daemon = DaemonProcess(logdir or tmp_path / "runs", *arguments, **named)
         started.append(daemon)
         return daemon.start(wait=wait)
 

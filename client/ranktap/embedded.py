@@ -9,7 +9,6 @@ starts one.
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import logging
 import os
 import subprocess
@@ -22,18 +21,16 @@ from ranktap_wire import places
 
 logger = logging.getLogger("ranktap")
 
-_NEEDED = ("tensorboard", "isal", "prometheus_client")  # what ranktap[daemon] adds
-
 START_TIMEOUT_S = 60
 """Importing from a cold network file system takes many seconds."""
 
 
 def check_installed() -> None:
     """Raise ModuleNotFoundError, with what to install, when no daemon can be started from here."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = places.daemon_lacks()
     if missing:
         raise ModuleNotFoundError(
-            f"logdir= starts a ranktapd in this environment, which lacks {' and '.join(missing)}: "
+            f"logdir= starts a ranktapd in this environment, which lacks {', '.join(missing)}: "
             "pip install 'ranktap[daemon]', or give endpoint= of a ranktapd elsewhere"
         )
 

@@ -317,7 +317,9 @@ def _read_hello(head: dict[str, Any]) -> Hello:
             first=_integer(head, "first", 1, records.STEP_MAX),
             started=_finite(head, "started"),
             filename_suffix=records.check_suffix(head.get("filename_suffix")),
-            resume_step=None if resume_step is None else records.check_step(resume_step),
+            resume_step=None
+            if resume_step is None
+            else records.check_step(resume_step, "resume_step"),
         )
     except FrameError:
         raise

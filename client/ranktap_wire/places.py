@@ -1,8 +1,9 @@
-"""Where a daemon is found on this machine: paths that both sides must agree on."""
+"""Where a daemon is found on this machine, and what it needs: both sides must agree on it."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,16 @@ SERVICE_SOCKET: Final = Path("/run/ranktap/ranktapd.sock")
 TCP_PORT: Final = 5757
 SOCKET_PATH_BYTES: Final = 107
 """`sockaddr_un` has room for no more."""
+
+DAEMON_NEEDS: Final = ("tensorboard", "isal", "prometheus_client")
+"""Modules that `pip install 'ranktap[daemon]'` adds, and without which no daemon runs."""
+
+
+def daemon_lacks() -> list[str]:
+    """What of it is not installed here."""
+    # A directory of logs called "tensorboard" is found too, as a package without an origin.
+    found = {name: importlib.util.find_spec(name) for name in DAEMON_NEEDS}
+    return [name for name, spec in found.items() if spec is None or spec.origin is None]
 
 
 def lock_path(logdir: Path) -> Path:

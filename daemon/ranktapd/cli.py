@@ -33,6 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"ranktapd: {error}", file=sys.stderr)
         return 2
+    # Only its workers import most of it, and they would end again and again.
+    missing = places.daemon_lacks()
+    if missing:
+        print(f"ranktapd: lacks {', '.join(missing)}: pip install 'ranktap[daemon]'",
+              file=sys.stderr)  # fmt: skip
+        return 2
     if options.embedded:
         return _detached(settings)
     _log_to(sys.stderr)

@@ -208,7 +208,7 @@ class Daemon:
             )
         try:
             return self._open_run(name, suffix)
-        except JournalError as error:
+        except (JournalError, OSError) as error:
             raise FrameError(Code.BUSY, str(error)) from error
 
     def _open_run(self, name: str, suffix: str) -> Run:
@@ -254,12 +254,14 @@ class Daemon:
 
     def _finish(self) -> int:
         """Let workers write what is journaled, as long as there is time."""
+        if self._signals:
+            logger.info("ending: a signal")
         self._supervisor.finish()
-        already = self._signals
         deadline = time.monotonic() + FINISH_S
         while self._supervisor.running and time.monotonic() < deadline:
             self._supervisor.turn()
-            if self._signals > already:
+            # Both may have come before the first was noticed.
+            if self._signals > 1:
                 logger.warning("a second signal: ending at once; what is journaled is written "
                                "at the next start")  # fmt: skip
                 return 0
@@ -269,7 +271,7 @@ class Daemon:
         for worker in self._supervisor.running:
             logger.warning(
                 "run %r is written up to entry %d of %d; the rest at the next start",
-                worker.run.place.name, worker.folded, worker.run.journal.last,
+                worker.run.place.name, max(worker.folded, 0), worker.run.journal.last,
             )  # fmt: skip
         return 0
 

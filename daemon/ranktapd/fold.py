@@ -134,7 +134,7 @@ class Fold:
                 self._begins = words
                 self._max_wall = words.created
             case SessionOpened():
-                self._opened(entry.sequence, words)
+                self._opened(words)
             case SessionGone():
                 self._gone(words)
             case WindowsExpired():
@@ -179,13 +179,13 @@ class Fold:
 
     # -- sessions ---------------------------------------------------------------------
 
-    def _opened(self, sequence: int, words: SessionOpened) -> None:
+    def _opened(self, words: SessionOpened) -> None:
         if words.world_size > self._windows.world_size:
             self._windows.resize(words.world_size)
             self._merges.resize(words.world_size)
             self._tables.clear()
         if words.session not in self._generation and words.rank in self._generation_ranks:
-            self._begin_again(sequence)
+            self._begin_again()
         self._generation.add(words.session)
         self._generation_ranks.add(words.rank)
         self._sessions.setdefault(words.session, _Rank(words.rank))
@@ -199,19 +199,25 @@ class Fold:
             self._flush_order()
             self._out.append(event_file.start_record(words.started, words.resume_step))
 
-    def _begin_again(self, sequence: int) -> None:
+    def _begin_again(self) -> None:
         """A rank is there a second time: the job was started again, and may count from 0.
 
         What waits is written as it is; no step counts as late any more.
         """
+        # Windows of ranks that are gone close, and go on expecting them when they come back.
+        # Giving the windows up would leave only those expected that had reported.
+        for rank in sorted(self._generation_ranks):
+            self._windows.gone(rank)
+            self._merges.gone(rank)
+        self._flush_order()
+        for rank in sorted(self._generation_ranks):
+            self._windows.opened(rank)
+            self._merges.opened(rank)
+        self._windows.reset(STEP_MIN)
+        self._merges.reset(STEP_MIN)
         self._generation.clear()
         self._generation_ranks.clear()
         self._resumed_at = None
-        self._windows.expire(sequence)
-        self._merges.expire(sequence)
-        self._flush_order()
-        self._windows.reset(STEP_MIN)
-        self._merges.reset(STEP_MIN)
 
     def _flush_order(self) -> None:
         """Write what came before, so that it stands before what follows."""

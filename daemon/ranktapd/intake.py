@@ -45,6 +45,9 @@ ROUND_MESSAGES = 1_024
 """Messages of one group: a second of one rank's, or a 50 ms of fifty ranks'."""
 ROUND_BYTES = 32 * limits.MIB
 """Bytes of one group: what a disk of 300 MB/s syncs in a tenth of a second."""
+FULL_RETRY_S = 1.0
+"""How soon it is tried again after the disk had no room. Every client then sends again what
+it has in flight."""
 LOG_LINES_A_SECOND = 10
 """About what strangers send; the rest is counted."""
 
@@ -90,6 +93,8 @@ class Intake:
         self._log_lines = 0
         self.full = False
         """The disk has no room: nothing is accepted until `room` says so."""
+        self._told_full = False
+        self._retry_at = 0.0
         self.failed: JournalError | None = None
         """A journal cannot go on; the daemon has to end and recover from what is on disk."""
 
@@ -120,7 +125,8 @@ class Intake:
             try:
                 run.commit()
             except JournalFullError as error:
-                self._tell_full(error)
+                self._retry_at = time.monotonic() + FULL_RETRY_S
+                self.no_room(str(error))
                 unsaved.add(name)
             except JournalError as error:
                 self.failed = error
@@ -128,6 +134,9 @@ class Intake:
             else:
                 self._metrics.commits.inc()
                 self._committed(run)
+                if self._told_full and not self.full:
+                    self._told_full = False
+                    logger.warning("there is room on the disk again: going on")
         for run, session, sent in said.acks.values():
             if run.place.name in unsaved:
                 self._answer(session.peer, Error(Code.BUSY, "the daemon's disk is full"))
@@ -157,18 +166,16 @@ class Intake:
                 run.add(SessionGone(session.opened.session, final=False))
 
     def room(self) -> None:
-        """There is room on the disk again."""
-        if self.full:
+        """There should be room on the disk again; only the next append can tell."""
+        if time.monotonic() >= self._retry_at:
             self.full = False
-            logger.warning("there is room on the disk again: going on")
 
     def no_room(self, why: str) -> None:
-        if not self.full:
-            self.full = True
+        """Accept nothing until there is room."""
+        self.full = True
+        if not self._told_full:
+            self._told_full = True
             logger.error("nothing is acknowledged until there is room on the disk: %s", why)
-
-    def _tell_full(self, error: JournalFullError) -> None:
-        self.no_room(str(error))
 
     # -- one message ------------------------------------------------------------------
 

@@ -17,8 +17,10 @@ import signal
 import sys
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,6 +30,9 @@ from ranktapd.dirlock import FileLock
 from ranktapd.runs import RunPlace, quarantined
 
 logger = logging.getLogger("ranktapd")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 WRITE_BYTES = 4 << 20
 """Groups are written together up to this much."""
@@ -73,6 +78,24 @@ class Controls:
         os.write(1, json.dumps(words).encode() + b"\n")
 
 
+class AtOnce(Executor):
+    """Draws in the caller: whatever ends the process does so at the entry that it has named."""
+
+    def submit(self, fn: Callable[P, T], /, *arguments: P.args, **named: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*arguments, **named))
+        except ValueError as error:
+            # A picture that cannot be drawn, which is no reason to end. All else is.
+            future.set_exception(error)
+        return future
+
+
+def _drawing_threads() -> Executor:
+    # Drawing spends its time in numpy and deflate, which let go of the interpreter.
+    return ThreadPoolExecutor(min(DRAWING_THREADS, os.cpu_count() or 1))
+
+
 class RunWorker:
     """Folds one run's journal into its event file."""
 
@@ -84,12 +107,12 @@ class RunWorker:
         self._straggler_timeout_s = straggler_timeout_s
         self._careful = careful
         self._skipped = quarantined(place)
-        # Drawing spends its time in numpy and deflate, which let go of the interpreter.
-        self._executor = ThreadPoolExecutor(min(DRAWING_THREADS, os.cpu_count() or 1))
+        self._executor = AtOnce() if careful else _drawing_threads()
         standing = checkpoint.recover(place, controls.committed, self._skipped, self._executor)
         self._fold = standing.fold
         self._reader = standing.reader
         self._writer = standing.writer
+        self._writer.wait = self._wait_for_room
         self._unwritten: list[bytes] = []
         self._snapshot_segment = self._reader.position.segment
         # (when, up to which entry): how long the records that wait have waited.
@@ -127,6 +150,8 @@ class RunWorker:
             if not entry.ends_group:
                 continue
             output = self._fold.close_group(str(entry.after))
+            if self._careful:
+                self._controls.say(at=0)
             self._unwritten.append(output)
             unwritten_bytes += len(output)
             if unwritten_bytes > WRITE_BYTES or self._writer.proving:
@@ -156,6 +181,11 @@ class RunWorker:
             self._rounds.append((now, folded))
         else:
             self._rounds[-1] = (now, folded)
+
+    def _wait_for_room(self, timeout_s: float) -> None:
+        self._controls.wait(timeout_s)
+        if self._controls.ended:
+            raise BrokenPipeError("the main process is gone")
 
     def _leave_segment(self, position: Position) -> None:
         self._write()

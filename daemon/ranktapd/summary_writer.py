@@ -63,6 +63,8 @@ class SummaryWriter:
         self._name_later = name_later
         self._remember = remember
         self._waiting_for_room = False
+        self.wait: Callable[[float], None] = time.sleep
+        """Waits for so many seconds while the disk is full; what it raises ends the waiting."""
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / start.name
         is_new = not self.path.exists()
@@ -138,7 +140,7 @@ class SummaryWriter:
                 # What is written is the beginning of what belongs there. It is completed
                 # with the same bytes, which a reader does not mind.
                 self._tell_full(error)
-                time.sleep(RETRY_S)
+                self.wait(RETRY_S)
                 continue
             self._waiting_for_room = False
             self._end += written

@@ -6,7 +6,8 @@ and says, on its standard output, how far it has come. Both speak JSON, one obje
     to the worker     {"committed": sequence}     {"finish": true}
     from the worker   {"folded": sequence}        everything up to here is in the event file
                       {"expire": sequence}        windows begun up to here have waited too long
-                      {"at": sequence}            about to fold this entry (in careful mode)
+                      {"at": sequence}            about to fold this entry (in careful mode);
+                                                  0: behind a group, about to write it
 
 A worker that died is started in careful mode, in which it names each entry first. An
 entry at which three careful workers died is set aside. Other runs never notice.
@@ -77,10 +78,15 @@ class Worker:
     def read(self) -> list[dict[str, Any]]:
         if self.process is None or self.process.stdout is None:
             return []
-        try:
-            self._unread += os.read(self.process.stdout.fileno(), 1 << 16)
-        except BlockingIOError:
-            return []
+        # All of it: of one that has ended, what it said last tells where.
+        while True:
+            try:
+                said = os.read(self.process.stdout.fileno(), 1 << 16)
+            except BlockingIOError:
+                break
+            if not said:
+                break
+            self._unread += said
         *lines, self._unread = self._unread.split(b"\n")
         return [json.loads(line) for line in lines]
 
@@ -140,7 +146,8 @@ class Supervisor:
             ):
                 worker.told = worker.run.journal.last
             idle = not worker.behind and now - worker.busy_since > IDLE_S
-            if (idle or self._finishing) and not worker.finishing:
+            told_all = worker.told >= worker.run.journal.last
+            if (idle or self._finishing) and told_all and not worker.finishing:
                 worker.finishing = worker.tell({"finish": True})
 
     def finish(self) -> None:
@@ -208,7 +215,7 @@ class Supervisor:
             elif "expire" in said:
                 self._expire(worker.run, said["expire"])
             elif "at" in said:
-                worker.at = said["at"]
+                worker.at = said["at"] or None
 
     def _ended(self, worker: Worker, now: float) -> None:
         process, worker.process = worker.process, None

@@ -37,7 +37,7 @@ from ranktapd.window_rows import Floats, Ints, in_window_order, lengths_of, run_
 from ranktapd.window_store import Records, WindowStore
 
 # 600,000 open windows of 8 ranks, 6,000 of 1,000 that all reported. What numpy copies while
-# arrays grow and all windows close at once comes on top: 220 MB in all at worst (measured).
+# arrays grow and all windows close at once comes on top: 250 MB in all at worst (measured).
 DEFAULT_MEMORY_BYTES = 96 << 20
 
 # Rows absorbed at once. It bounds what a huge group takes before the memory limit is looked

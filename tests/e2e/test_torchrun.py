@@ -80,9 +80,13 @@ def shown(job: Job) -> EventAccumulator:
 @pytest.fixture(scope="module", params=[True, False], ids=["fast loader", "Python loader"])
 def board(job: Job, request: pytest.FixtureRequest) -> Iterator[Board]:
     board = Board(job.logdir, fast=request.param)
-    wait_for(
-        lambda: len(board.scalars(RUN, NAMES[-1])) == STEPS, "TensorBoard to have read the run", 60
-    )
+
+    def has_read_all() -> bool:
+        scalars = [board.scalars(RUN, f"ranks/{name}/max") for name in NAMES]
+        histograms = board.get("/data/plugin/histograms/histograms", run=RUN, tag="gradients")
+        return {len(points) for points in scalars} == {STEPS} and len(histograms or []) == 10
+
+    wait_for(has_read_all, "TensorBoard to have read the run", 60)
     yield board
     board.close()
 
@@ -200,8 +204,10 @@ def test_histograms_are_torchs_of_all_ranks_values_together(
         assert (merged.min, merged.max, merged.num) == (expected.min, expected.max, expected.num)
         assert list(merged.bucket_limit) == list(expected.bucket_limit)
         assert list(merged.bucket) == list(expected.bucket)
-        assert merged.sum == pytest.approx(expected.sum, rel=1e-12)
-        assert merged.sum_squares == pytest.approx(expected.sum_squares, rel=1e-12)
+        # torch adds float32 values up in float32, which is not to be copied.
+        values = job.values[:, number].ravel().astype(np.float64)
+        assert merged.sum == pytest.approx(values.sum(), abs=1e-12 * abs(values).sum())
+        assert merged.sum_squares == pytest.approx(values.dot(values), rel=1e-12)
 
 
 # -- TensorBoard's HTTP API, with both loaders ------------------------------------------------
@@ -233,7 +239,6 @@ def test_tensorboard_serves_every_picture_with_the_expected_pixels(board: Board,
             pixels = expected_pixels(torch.from_numpy(batch), **GRID)
             served = board.get(f"/data/plugin/images/individualImage?{each['query']}")
             np.testing.assert_array_equal(decoded(served), pixels)
-            assert (each["height"], each["width"]) == pixels.shape[:2]
 
 
 def test_tensorboard_shows_the_merged_histograms(board: Board, job: Job, tmp_path: Path) -> None:
@@ -242,13 +247,18 @@ def test_tensorboard_shows_the_merged_histograms(board: Board, job: Job, tmp_pat
     bins = default_bins(tmp_path)
     for number, (_, _, buckets) in enumerate(listed):
         expected = make_histogram(job.values[:, number].ravel(), bins)
-        limits = list(expected.bucket_limit)
-        # TensorBoard makes of bucket limits what it shows: the outermost are min and max.
-        lefts = [expected.min, *limits[:-1]]
-        rights = [*limits[:-1], expected.max]
-        assert [count for _, _, count in buckets] == list(expected.bucket)
-        np.testing.assert_allclose([left for left, _, _ in buckets], lefts, rtol=1e-12)
-        np.testing.assert_allclose([right for _, right, _ in buckets], rights, rtol=1e-12)
+        counts = list(expected.bucket)
+        # The Python loader leaves empty buckets at the ends out, and has limits as float32; the
+        # outermost are the smallest and the largest value.
+        while buckets[0][2] == 0:
+            del buckets[0]
+        first = next(place for place, count in enumerate(counts) if count)
+        last = first + len(buckets) - 1
+        assert not any(counts[last + 1 :])
+        assert [count for _, _, count in buckets] == counts[first : last + 1]
+        inner = list(expected.bucket_limit)[first:last]
+        np.testing.assert_allclose([right for _, right, _ in buckets[:-1]], inner, rtol=1e-7)
+        np.testing.assert_allclose([left for left, _, _ in buckets[1:]], inner, rtol=1e-7)
 
 
 # -- across -----------------------------------------------------------------------------------
@@ -366,11 +376,13 @@ def test_two_ranks_get_margin_charts_of_the_mean_with_its_band(
         tap.scalars({"train": tap.rank, "test": 2.0}, 1, prefix="loss")
         tap.scalar("alone", 1.0, 1, across="rank0")
         tap.scalar("every", 1.0, 1, across="each")
-    assert all([tap.flush() for tap in taps])
+    for tap in taps:
+        assert tap.flush()
     # A tag that comes later is added to the charts that were there.
     for tap in taps:
         tap.scalar("lr", 0.1, 2)
-    assert all([tap.close() for tap in taps])
+    for tap in taps:
+        assert tap.close()
     assert daemon.stop() == 0
 
     def chart(tag: str) -> dict[str, Any]:
@@ -384,7 +396,9 @@ def test_two_ranks_get_margin_charts_of_the_mean_with_its_band(
             "the layout", 60,
         )  # fmt: skip
         charts = {category["title"]: category["chart"] for category in layout["category"]}
-        assert {title: sorted(each, key=lambda c: c["title"]) for title, each in charts.items()} == {
+        assert {
+            title: sorted(each, key=lambda c: c["title"]) for title, each in charts.items()
+        } == {
             "loss": [chart("loss/test"), chart("loss/train")],
             "lr": [chart("lr")],
         }

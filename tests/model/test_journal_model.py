@@ -106,9 +106,10 @@ class Disk:
             assert now.startswith(synced)
             rest = bytearray(now[len(synced) :])
             ends = st.integers(0, len(rest))
-            del rest[data.draw(ends, label="kept") :]
-            start, end = data.draw(ends, label="zeros from"), data.draw(ends, label="to")
-            rest[start:end] = bytes(len(rest[start:end]))
+            if data.draw(st.booleans(), label="shorter"):
+                del rest[data.draw(ends, label="kept") :]
+            start, length = data.draw(ends, label="zeros from"), data.draw(BYTES, label="so many")
+            rest[start : start + length] = bytes(len(rest[start : start + length]))
             path.write_bytes(synced + rest)
         self.synced = {path.name: path.read_bytes() for path in self.directory.iterdir()}
         self.synced_names = {*self.synced}

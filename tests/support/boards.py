@@ -19,7 +19,7 @@ class Board:
     """`tensorboard --logdir` on a free port; `fast` is the Rust data server."""
 
     def __init__(self, logdir: Path, *, fast: bool, reload_interval_s: int = 1) -> None:
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the board
         self._process = subprocess.Popen(
             [
                 sys.executable, "-m", "tensorboard.main",

@@ -70,7 +70,10 @@ def main(ledger: Path, steps: int) -> None:
         grids=torch.stack(grids).numpy(),
         values=torch.stack(values).numpy(),
     )
-    print(f"rank {rank} of {tap.world_size}, run {tap.run}: everything was journaled: {tap.close()}")
+    said = (
+        f"rank {rank} of {tap.world_size}, run {tap.run}: everything was journaled: {tap.close()}"
+    )
+    print(said + "\n", end="", flush=True)  # one write: the ranks share the pipe
     dist.destroy_process_group()
 
 
