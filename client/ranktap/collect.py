@@ -60,15 +60,12 @@ class Collection:
     def __bool__(self) -> bool:
         return bool(self._entries)
 
-    def __contains__(self, tag: str) -> bool:
-        return tag in self._entries
-
     def clear(self) -> None:
         self._entries.clear()
 
-    def forget(self, keep: Callable[[str], bool]) -> None:
-        """Drop the entries whose tag `keep` does not want."""
-        self._entries = {tag: entry for tag, entry in self._entries.items() if keep(tag)}
+    def any_of(self, prefixes: tuple[str, ...]) -> bool:
+        """Whether a tag begins with one of these."""
+        return any(tag.startswith(prefixes) for tag in self._entries)
 
     def add(
         self, group: Group, tag: str, row: reduce.Row, counts: Any | None, *, replace: bool = False
@@ -85,11 +82,6 @@ class Collection:
         entry.row = reduce.merge(entry.row, row)
         if entry.counts is not None and counts is not None:
             entry.counts = entry.counts + counts
-
-    def row(self, tag: str) -> reduce.Row | None:
-        """The row of a tag; None when there is none."""
-        entry = self._entries.get(tag)
-        return None if entry is None else entry.row
 
     def records(
         self, step: int, wall_time: float, part: int

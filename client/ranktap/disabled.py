@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from ranktap.tap import Tap
 
 
-def _nothing(self: DisabledTap, *args: Any, **named: Any) -> None:
+def _nothing(self: object, *args: Any, **named: Any) -> None:
     """Do nothing."""
+
+
+class Nothing:
+    """In place of a watch or a handle."""
+
+    capture = remove = _nothing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """There is nothing to remove."""
+
+
+def _nothing_to_remove(self: DisabledTap, *args: Any, **named: Any) -> Any:
+    """Hook nothing."""
+    return Nothing()
 
 
 class DisabledTap(Tap):
@@ -20,6 +37,7 @@ class DisabledTap(Tap):
         self.world_size = world_size
 
     step = scalar = scalars = histogram = image = images = image_grid = text = _nothing
+    watch = gradient = activation = _nothing_to_remove
 
     def flush(self, timeout: float = 0.0) -> bool:
         return True

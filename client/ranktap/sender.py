@@ -45,6 +45,12 @@ PROBE_INTERVAL_S = 0.25
 that it does not know the session, and the 3 s of silence need not pass."""
 
 
+GOODBYE_S = limits.ANSWER_TIMEOUT_S + 2.0
+"""How long a closed tap tries to say goodbye: a daemon that was started again is found after
+the time without an answer, and one that is embedded takes a second to start. Without a goodbye
+it would wait for this session, and not end, for as long as sessions are waited for."""
+
+
 @dataclass(slots=True)
 class Flush:
     """Someone waits until everything logged before is acknowledged."""
@@ -78,7 +84,10 @@ class Sender:
         self._closing = threading.Event()
         self.stopped = threading.Event()
         """Set when the thread has ended, for whatever reason."""
-        self.said_goodbye = False
+        self._goodbye_until = math.inf
+        self._said_goodbye = False
+        self._is_known = False
+        """A daemon has this session, and would wait for it."""
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._socket: zmq.Socket[bytes] | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -124,7 +133,7 @@ class Sender:
         self._outbox.close()
         self._closing.set()
         self.wake()
-        # Even without a daemon the thread ends at once; with one it waits for the goodbye.
+        # Without a daemon the thread ends at once; with one it waits for the goodbye.
         self.stopped.wait(max(0.1, deadline - time.monotonic()))
         return flushed
 
@@ -150,7 +159,11 @@ class Sender:
             os.close(self._wake_write)
 
     def _finished(self) -> bool:
-        return self._closing.is_set() and (self.said_goodbye or not self._welcomed)
+        if not self._closing.is_set():
+            return False
+        now = time.monotonic()
+        self._goodbye_until = min(self._goodbye_until, now + GOODBYE_S)
+        return self._said_goodbye or not self._is_known or now > self._goodbye_until
 
     def _turn(self) -> None:
         self._wait()
@@ -160,7 +173,8 @@ class Sender:
         self._send()
         self._settle_flushes()
         self._probe(now)
-        if self._closing.is_set() and self._welcomed and not self._bye_sent:
+        is_done = self._closing.is_set() and not self._outbox and not len(self._window)
+        if is_done and self._welcomed and not self._bye_sent:
             self._bye_sent = self._send_control(frames.pack_bye(self._hello.session))
         if now - self._last_heard > limits.ANSWER_TIMEOUT_S:
             if self._socket is not None:
@@ -204,13 +218,13 @@ class Sender:
             case Welcome():
                 self._release(answer.last)
                 self._window.rewind()
-                self._welcomed = True
+                self._welcomed = self._is_known = True
                 self._told.discard("silent")
             case Ack():
                 if self._welcomed:
                     self._release(answer.number)
             case ByeAnswer():
-                self.said_goodbye = True
+                self._said_goodbye = True
             case Error():
                 self._hear_error(answer)
 
@@ -371,6 +385,7 @@ class Sender:
         logger.error("ranktap: %s; nothing more is logged by this rank", reason)
         self._outbox.close()
         self._closing.set()
+        self._is_known = False
         self._disconnect()
 
     def _tell_once(self, key: str, text: str, *values: object) -> None:

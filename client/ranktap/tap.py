@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import time as wall_clock
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -42,6 +42,11 @@ from ranktap_wire.records import (
     Blob,
     Kind,
 )
+
+if TYPE_CHECKING:
+    from ranktap.hooks import Handle
+    from ranktap.recorder import Recorder
+    from ranktap.watch import Watch
 
 logger = logging.getLogger("ranktap")
 
@@ -66,6 +71,8 @@ class Tap:
         self.rank = hello.rank
         self.world_size = hello.world_size
         self._step = 0
+        self._has_steps = False
+        self._recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
         self._outbox = Outbox(memory_bytes)
         self._rows = self._outbox.rows
         # Tag to index, a dict for each (prefix, policy); the usual one has its own name.
@@ -89,7 +96,11 @@ class Tap:
         Raises:
             TypeError, ValueError: `n` is no integer of 64 bits.
         """
-        self._step = records.check_step(n, "n")
+        n = records.check_step(n, "n")
+        for recorder in list(self._recorders) if self._recorders else ():
+            recorder.step_changes(n)
+        self._step = n
+        self._has_steps = True
 
     def scalar(
         self,
@@ -449,6 +460,97 @@ class Tap:
         elif self._outbox.pending_blob_bytes >= limits.BATCH_TARGET_BYTES:
             self._sender.wake()
 
+    # -- hooks ------------------------------------------------------------------------
+
+    def watch(
+        self,
+        model: Any,
+        *,
+        every: int = 100,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        inputs: str | Sequence[str] = (),
+        activations: str | Sequence[str] = ("moments",),
+        grad_inputs: str | Sequence[str] = (),
+        grad_outputs: str | Sequence[str] = (),
+        gradients: str | Sequence[str] = ("moments",),
+        parameters: str | Sequence[str] = ("moments",),
+        updates: str | Sequence[str] = (),
+        feature_maps: bool | str | Sequence[str] | None = None,
+        kernels: bool | str | Sequence[str] | None = None,
+        optimizer: Any = None,
+        samples: int = 1,
+        max_maps: int = 64,
+        max_edge: int = 128,
+        ranks: str | int | Sequence[int] = "all",
+        name: str = "",
+    ) -> Watch:
+        """Hook a model, and log what its modules and parameters do, every `every`-th step.
+
+        `include` and `exclude` are patterns on the names of modules and parameters, as
+        `fnmatch` takes them. Each section, from `inputs` to `updates`, takes any of
+        "moments" (scalars), "histogram" (counted on the tensor's device) and "tensor" (all
+        of it travels, and the daemon counts). `feature_maps` and `kernels` take patterns,
+        or True for every convolution: those of the first `samples` of a batch, at most
+        `max_maps` each, shrunk to `max_edge` pixels. docs/hooks.md lists the tags.
+
+        A step ends when an optimizer has stepped that holds some of the model's parameters;
+        `optimizer` names it, or several; with False no optimizer is waited for, gradients
+        are each rank's own, before DDP's all-reduce, and a step ends at `tap.step`.
+
+        `ranks` take part: "all", a rank, or several. `name` stands before names in tags, for
+        a second model. Returns the watch: `capture()`, `remove()`, and a context manager.
+
+        Raises:
+            TypeError, ValueError: an argument is not of this form, or a pattern matches nothing.
+        """
+        given = dict(locals())
+        del given["self"], given["model"]
+        from ranktap.watch import watch
+
+        return watch(self, model, given)
+
+    def gradient(self, tensor: Any, tag: str, *, kind: str = "moments") -> Handle:
+        """Log the gradient of a tensor when backward comes to it, by `Tensor.register_hook`.
+
+        Of a parameter, or another leaf, that is what has been added up on this rank. `kind`
+        is "moments" (scalars `<tag>/mean`, `/norm`, ...), "histogram" or "tensor". The step is
+        that of `tap.step` at that moment. `remove()` of the result ends it.
+
+        Raises:
+            TypeError, ValueError: an argument is not of this form; it is named.
+        """
+        from ranktap.hooks import gradient
+
+        return gradient(self, tensor, tag, kind)
+
+    def activation(self, module: Any, tag: str | None = None, kind: str = "histogram") -> Handle:
+        """Log what a module puts out, each time that it runs. `tag` is "activations/" and the
+        module's class when None.
+
+        `kind` is "moments", "histogram", "tensor" or "feature_maps" (of the first sample). The
+        step is that of `tap.step` at that moment. `remove()` of the result ends it.
+
+        Raises:
+            TypeError, ValueError: an argument is not of this form; it is named.
+        """
+        from ranktap.hooks import activation
+
+        return activation(self, module, tag, kind)
+
+    def _keep(self, blobs: Sequence[Blob], arrived: Callable[[], bool] | None) -> None:
+        """Take records of moments, whose data is this tap's own already."""
+        for blob in blobs:
+            if self._accepts() and not self._outbox.add_blob(blob, arrived):
+                self._tell_dropped()
+        if self._outbox.pending_blob_bytes >= limits.BATCH_TARGET_BYTES:
+            self._sender.wake()
+
+    def _end_steps(self) -> None:
+        """Log what the hooks have seen since the last step ended."""
+        for recorder in list(self._recorders):
+            recorder.end()
+
     # -- the end ----------------------------------------------------------------------
 
     def flush(self, timeout: float = TIMEOUT_S) -> bool:
@@ -460,7 +562,10 @@ class Tap:
             TypeError, ValueError: `timeout` is no finite number from 0 on.
         """
         timeout = _check_timeout(timeout)
-        return True if self._inert else self._sender.flush(timeout)
+        if self._inert:
+            return True
+        self._end_steps()
+        return self._sender.flush(timeout)
 
     def close(self, timeout: float = TIMEOUT_S) -> bool:
         """Flush, then end. What is logged afterwards is counted as dropped.
@@ -475,6 +580,7 @@ class Tap:
             return True
         if self._closed:
             return self._journaled and not self._outbox.dropped
+        self._end_steps()
         self._closed = True
         atexit.unregister(self.close)
         self._forget_tags()

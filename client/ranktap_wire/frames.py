@@ -307,6 +307,8 @@ def _read_hello(head: dict[str, Any]) -> Hello:
     resume_step = head.get("resume_step")
     world_size = _integer(head, "world_size", 1, limits.WORLD_SIZE)
     try:
+        if resume_step is not None:
+            resume_step = records.check_step(resume_step, "resume_step")
         return Hello(
             session=_session(head),
             run=records.check_run(head.get("run")),
@@ -317,9 +319,7 @@ def _read_hello(head: dict[str, Any]) -> Hello:
             first=_integer(head, "first", 1, records.STEP_MAX),
             started=_finite(head, "started"),
             filename_suffix=records.check_suffix(head.get("filename_suffix")),
-            resume_step=None
-            if resume_step is None
-            else records.check_step(resume_step, "resume_step"),
+            resume_step=resume_step,
         )
     except FrameError:
         raise
@@ -540,7 +540,7 @@ def _read_head(frames: Frames) -> dict[str, Any]:
     # is the first thing that a stranger controls.
     except Exception as error:
         raise FrameError(
-            Code.MALFORMED, f"header is not msgpack within the limits: {error!r}"
+            Code.MALFORMED, f"header is not msgpack within the limits: {shown(error)}"
         ) from None
     if not isinstance(unpacked, dict):
         raise FrameError(Code.MALFORMED, "header is no map")

@@ -57,7 +57,7 @@ SUFFIX: Final = ".journal"
 _SEGMENT = struct.Struct("<8sIIQQ")
 _HEAD = struct.Struct("<IIQIIII")
 _FRAMES = struct.Struct("<II")
-_READ_BYTES: Final = 1 * limits.MIB
+_READ_BYTES: Final = 4 * limits.MIB
 _GATHER_BYTES: Final = 64 * limits.KIB  # below this, copying beats one more iovec
 _IOV_MAX: Final = 1_024
 

@@ -23,7 +23,7 @@ MAXMSGSIZE, which closes the connection, with the valid messages behind it,
 when a frame is larger: the client checks at the call."""
 
 MESSAGE_BYTES: Final = 2 * RECORD_BYTES + 4 * MIB
-"""All frames of one message: the largest record, and a full batch of scalars whose tags
+"""All buffers of one message: the largest record, and a full batch of scalars whose tags
 are all different and as long as they may be (64 MiB more). The daemon adds the frames
 up: MAXMSGSIZE holds for each of them alone."""
 
@@ -98,6 +98,6 @@ a process stopped in a debugger comes back with nothing lost."""
 SEGMENT_BYTES: Final = 64 * MIB
 """A segment is closed when it holds this much: the unit in which a journal is deleted."""
 
-ENTRY_BYTES: Final = MESSAGE_BYTES + 64 * KIB
-"""The largest entry: a message and the journal's own words about it. A length
-above it in a segment is damage."""
+ENTRY_BYTES: Final = MESSAGE_BYTES + HEADER_BYTES + 64 * KIB
+"""The largest entry: a message, the journal's own words about it, the table of its frames
+and what fills them up to multiples of 8. A length above it in a segment is damage."""

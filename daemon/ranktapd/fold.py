@@ -77,6 +77,41 @@ class _Picture:
     step: int
     wall_time: float
     value: Future[bytes]
+    nbytes: int
+    """Of its pixels, as they were logged."""
+
+    def record(self) -> bytes:
+        """Its event, framed, when it is drawn; nothing when it cannot be."""
+        try:
+            value = self.value.result()
+        except ValueError as error:
+            # The rules of records.py let nothing through that cannot be drawn; where they
+            # are wrong, one picture is missing, not the batch that it came in.
+            logger.warning("%r cannot be drawn at step %d: %s", self.tag, self.step, error)
+            return b""
+        return _record(self.step, self.wall_time, value)
+
+
+class Output:
+    """What a group gives to write. Its pictures may still be being drawn, so that the next
+    group can be read meanwhile."""
+
+    def __init__(self, records: list[bytes | memoryview | _Picture]) -> None:
+        self._records = records
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes until it is written, about."""
+        return sum(
+            record.nbytes if isinstance(record, _Picture) else len(record)
+            for record in self._records
+        )
+
+    def join(self) -> bytes:
+        """All of it, in order, when all is drawn; empty when the group gives nothing."""
+        return b"".join(
+            record.record() if isinstance(record, _Picture) else record for record in self._records
+        )
 
 
 Direct = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
@@ -148,8 +183,8 @@ class Fold:
                     return
                 self._batch(entry, session, frames.read_batch(entry.frames[1:]))
 
-    def close_group(self, position: str) -> bytes:
-        """End the group at `position`; what to write of it, empty when nothing."""
+    def close_group(self, position: str) -> Output:
+        """End the group at `position`; what to write of it."""
         self._write_direct()
         self._write_closed(self._windows.close_group())
         self._write_merged()
@@ -157,16 +192,13 @@ class Fold:
         if self._new_charts:
             self._write_layout()
         if not self._out:
-            return b""
+            return Output([])
         if not self._started:
             self._started = True
             self._out.insert(0, event_file.start_record(self._begins.created, 0))
         self._out.append(event_file.checkpoint_record(self._max_wall, position))
-        written = b"".join(
-            self._drawn(record) if isinstance(record, _Picture) else record for record in self._out
-        )
-        self._out.clear()
-        return written
+        records, self._out = self._out, []
+        return Output(records)
 
     def waits_since(self) -> int | None:
         """The entry of the oldest record that waits for other ranks; None when none does."""
@@ -336,8 +368,9 @@ class Fold:
             max_bins = blob.parameters["max_bins"]
             self._write_histogram(tag, blob.step, blob.wall_time, _histogram_of(blob), max_bins)
             return
+        nbytes = byte_view(blob.data).nbytes
         value = self._executor.submit(_RENDERERS[blob.kind], tag, blob)
-        self._out.append(_Picture(tag, blob.step, blob.wall_time, value))
+        self._out.append(_Picture(tag, blob.step, blob.wall_time, value, nbytes))
 
     def _tag(self, tag: str, kind: str) -> int:
         """The run's number for a tag; -1 when what is logged under it cannot be shown."""
@@ -359,16 +392,6 @@ class Fold:
 
     def _write(self, step: int, wall_time: float, value: bytes) -> None:
         self._out.append(_record(step, wall_time, value))
-
-    def _drawn(self, picture: _Picture) -> bytes:
-        try:
-            value = picture.value.result()
-        except ValueError as error:
-            # The rules of records.py let nothing through that cannot be drawn; where they
-            # are wrong, one picture is missing, not the batch that it came in.
-            self._tell_once(f"draw {picture.tag}", f"{picture.tag!r} cannot be drawn: {error}")
-            return b""
-        return _record(picture.step, picture.wall_time, value)
 
     def _write_direct(self) -> None:
         """Scalars that are not merged, in the order in which they came."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import zmq
 
-from ranktap_wire import frames, limits
+from ranktap_wire import frames, limits, records
 from ranktap_wire.delivery import Verdict
 from ranktap_wire.frames import (
     Ack,
@@ -43,8 +43,9 @@ logger = logging.getLogger("ranktapd")
 
 ROUND_MESSAGES = 1_024
 """Messages of one group: a second of one rank's, or a 50 ms of fifty ranks'."""
-ROUND_BYTES = 32 * limits.MIB
-"""Bytes of one group: what a disk of 300 MB/s syncs in a tenth of a second."""
+ROUND_BYTES = 8 * limits.MIB
+"""Bytes of one group: large enough that a sync's fixed cost is small beside it, small enough
+that receiving, the disk and the worker have something to do at the same time."""
 FULL_RETRY_S = 1.0
 """How soon it is tried again after the disk had no room. Every client then sends again what
 it has in flight."""
@@ -103,12 +104,17 @@ class Intake:
         taken_bytes = count = 0
         while count < ROUND_MESSAGES and taken_bytes < ROUND_BYTES:
             try:
-                peer, *parts = self._router.recv_multipart(zmq.NOBLOCK)
+                peer, *received = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
+            # Large frames stay where libzmq received them until they are in the journal.
+            parts: list[Buffer] = [
+                frame.buffer if len(frame) >= zmq.COPY_THRESHOLD else frame.bytes
+                for frame in received
+            ]
             count += 1
-            taken_bytes += sum(map(len, parts))
-            self._take(peer, parts)
+            taken_bytes += sum(map(len, received))
+            self._take(peer.bytes, parts)
         self.commit()
         return count == ROUND_MESSAGES or taken_bytes >= ROUND_BYTES
 
@@ -160,9 +166,7 @@ class Intake:
                     run.place.name, session.opened.rank, session.opened.pid,
                     session.opened.host, limits.SESSION_TIMEOUT_S,
                 )  # fmt: skip
-                known = self._sessions.get(session.opened.session)
-                if known is not None and known[0] is run:
-                    del self._sessions[session.opened.session]
+                self._forget(run, session)
                 run.add(SessionGone(session.opened.session, final=False))
 
     def room(self) -> None:
@@ -179,12 +183,19 @@ class Intake:
 
     # -- one message ------------------------------------------------------------------
 
-    def _take(self, peer: bytes, parts: list[bytes]) -> None:
+    def _take(self, peer: bytes, parts: list[Buffer]) -> None:
         try:
             message = frames.read_message(parts)
         except FrameError as error:
             self._metrics.messages.labels("invalid").inc()
             self._refuse(peer, parts, error)
+            return
+        # There is nothing else that it may raise, but if there is, it is one stranger's
+        # message that is lost, not the daemon.
+        except Exception as error:
+            self._metrics.messages.labels("invalid").inc()
+            text = f"reading it failed: {records.shown(error)}"
+            self._refuse(peer, parts, FrameError(Code.MALFORMED, text))
             return
         self._metrics.messages.labels(_TYPES[type(message)]).inc()
         if isinstance(message, Hello):
@@ -229,12 +240,14 @@ class Intake:
             return
         for rival in run.rivals(hello):
             # What it still sends is answered with an error, not journaled for nobody.
-            self._sessions.pop(rival.opened.session, None)
+            self._forget(run, rival)
         session = run.welcome(hello, peer, time.monotonic())
         self._sessions[hello.session] = (run, session)
         self._round.answers.append((run, peer, Welcome(session.window.last, daemon=__version__)))
 
-    def _batch(self, run: Run, session: Session, message: BatchMessage, parts: list[bytes]) -> None:
+    def _batch(
+        self, run: Run, session: Session, message: BatchMessage, parts: list[Buffer]
+    ) -> None:
         verdict = session.window.judge(message.number)
         self._metrics.batches.labels(verdict.value).inc()
         if self.full:
@@ -252,8 +265,7 @@ class Intake:
         session.missed = False
         if verdict is Verdict.NEXT:
             words = BatchAccepted(message.session, message.number)
-            buffers: list[Buffer] = list(parts)
-            run.add_batch(session, words, buffers, message.number)
+            run.add_batch(session, words, parts, message.number)
             columns = message.batch.columns
             self._metrics.scalars.inc(0 if columns is None else len(columns))
             self._metrics.blobs.inc(len(message.batch.blobs))
@@ -262,17 +274,19 @@ class Intake:
 
     # -- what breaks the rules --------------------------------------------------------
 
-    def _refuse(self, peer: bytes, parts: list[bytes], error: FrameError) -> None:
+    def _refuse(self, peer: bytes, parts: list[Buffer], error: FrameError) -> None:
         """Answer, count, and touch nothing else; a batch with a number counts as seen."""
         self._count_refused(error.code, peer, error.text)
         known = self._known(frames.session_of(parts), peer)
         if known is not None and error.number is not None and not self.full:
             run, session = known
             session.last_heard = time.monotonic()
-            if session.window.judge(error.number) is Verdict.NEXT:
-                session.missed = False
+            verdict = session.window.judge(error.number)
+            session.missed = verdict is Verdict.GAP
+            if verdict is Verdict.NEXT:
                 words = BatchRefused(session.opened.session, error.number)
                 run.add_batch(session, words, [], error.number)
+            if verdict is not Verdict.GAP:
                 self._round.acks.setdefault(session.opened.session, (run, session, None))
         self._answer(peer, Error(error.code, error.text, error.number))
 
@@ -280,6 +294,12 @@ class Intake:
         """The session that said hello on this connection under that name."""
         known = self._sessions.get(identity)
         return known if known is not None and known[1].peer == peer else None
+
+    def _forget(self, run: Run, session: Session) -> None:
+        """Take nothing more from a session. One of the same name in another run stays."""
+        known = self._sessions.get(session.opened.session)
+        if known is not None and known[0] is run:
+            del self._sessions[session.opened.session]
 
     def _count_refused(self, code: Code, peer: bytes, text: str) -> None:
         self._metrics.refused.labels(str(code)).inc()

@@ -27,6 +27,7 @@ import numpy as np
 from ranktap_wire.journal import Damage, Entry, Position
 from ranktapd import checkpoint
 from ranktapd.dirlock import FileLock
+from ranktapd.fold import Output
 from ranktapd.runs import RunPlace, quarantined
 
 logger = logging.getLogger("ranktapd")
@@ -34,8 +35,8 @@ logger = logging.getLogger("ranktapd")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-WRITE_BYTES = 4 << 20
-"""Groups are written together up to this much."""
+WRITE_BYTES = 16 << 20
+"""Groups are written together up to this much: pictures of two groups are drawn at a time."""
 DRAWING_THREADS = 4
 """A picture of 512x512x3 takes 3 ms. Arbitrary: measured on two cores only."""
 LOCK_WAIT_S = 30.0
@@ -113,7 +114,7 @@ class RunWorker:
         self._reader = standing.reader
         self._writer = standing.writer
         self._writer.wait = self._wait_for_room
-        self._unwritten: list[bytes] = []
+        self._unwritten: list[Output] = []
         self._snapshot_segment = self._reader.position.segment
         # (when, up to which entry): how long the records that wait have waited.
         self._rounds: deque[tuple[float, int]] = deque()
@@ -150,12 +151,12 @@ class RunWorker:
             if not entry.ends_group:
                 continue
             output = self._fold.close_group(str(entry.after))
-            if self._careful:
-                self._controls.say(at=0)
             self._unwritten.append(output)
-            unwritten_bytes += len(output)
-            if unwritten_bytes > WRITE_BYTES or self._writer.proving:
+            unwritten_bytes += output.nbytes
+            if unwritten_bytes > WRITE_BYTES or self._writer.proving or self._careful:
                 self._write()
+                if self._careful:
+                    self._controls.say(at=0)
                 unwritten_bytes = 0
                 self._controls.hear()
                 if self._controls.ended:
@@ -172,7 +173,7 @@ class RunWorker:
         self._fold.apply(entry)
 
     def _write(self) -> None:
-        self._writer.append(b"".join(self._unwritten))
+        self._writer.append(b"".join(output.join() for output in self._unwritten))
         self._unwritten.clear()
         folded = self._reader.position.sequence
         self._controls.say(folded=folded)

@@ -170,6 +170,8 @@ class Run:
 
     def welcome(self, hello: Hello, peer: bytes, now: float) -> Session:
         """The session that said hello on this connection."""
+        for rival in self.rivals(hello):
+            self._replace(rival, hello)
         session = self.sessions.sessions.get(hello.session)
         if session is None or session.away:
             ended = self.sessions.ended.get(hello.session)
@@ -177,8 +179,6 @@ class Run:
                 last = session.window.last
             else:
                 last = ended.last if ended is not None else hello.first - 1
-            for rival in self.rivals(hello):
-                self._replace(rival, hello)
             self.add(SessionOpened.of(hello, last))
             session = self.sessions.sessions[hello.session]
         lost = session.window.reopened(hello.first)

@@ -249,6 +249,23 @@ def test_a_killed_daemons_lock_and_socket_are_in_nobodys_way(logdir: Path) -> No
     assert scalar_points(logdir / "other")["loss"] == in_order(10)
 
 
+def test_a_daemon_that_is_killed_before_it_has_written_what_it_journaled_is_started_again(
+    logdir: Path,
+) -> None:
+    with ranktap.init("run", logdir=logdir) as tap:
+        wait_for(lambda: daemons_of(logdir), "the daemon")
+        for step in range(20_000):
+            tap.scalar("loss", float(step), step)
+        assert tap.flush(timeout=60)
+        (daemon,) = daemons_of(logdir)
+        daemon.kill()
+        assert tap.close(timeout=60), "everything is in the journal"
+    # Should the start take longer than a goodbye may, it waits 30 s for this session.
+    wait_until_ended(logdir, deadline_s=60)
+    assert times_started(logdir) == 2
+    assert scalar_points(logdir / "run") == {"loss": in_order(20_000)}
+
+
 # -- what is missing ----------------------------------------------------------------------
 
 

@@ -43,11 +43,16 @@ def log_of(logdir: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def wait_until_ended(logdir: Path) -> None:
-    """Wait until it has ended by itself, with everything that it started."""
+def wait_until_ended(logdir: Path, deadline_s: float = 20.0) -> None:
+    """Wait until it has ended by itself, with everything that it started.
+
+    The usual time is under the 30 s after which a daemon gives up on a session that has not
+    said goodbye.
+    """
     wait_for(
         lambda: not is_held(logdir) and not processes_of(logdir),
         f"the embedded daemon to end; its log:\n{log_of(logdir)}",
+        deadline_s,
     )
 
 

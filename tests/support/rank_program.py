@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ranktap
 from tests.support import ledger
+from tests.support.timing import SlowestCall
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,26 +52,13 @@ class Timed:
         self.rank = tap.rank
         self.image_grid, self.histogram, self.text = tap.image_grid, tap.histogram, tap.text
         self.calls = 0
-        self.slowest_s = 0.0
-        """Of one call, less the time in which this process was ready to run and another had
-        the processor: that says something about the machine, not about the tap."""
-        self.slowest_wall_s = 0.0
+        self.slowest = SlowestCall()
 
     def scalar(self, tag: str, value: float, step: int, *, across: str) -> None:
-        queued_before = _queued_s()
         began = time.perf_counter()
         self._tap.scalar(tag, value, step, across=across)
-        took = time.perf_counter() - began
+        self.slowest.add(time.perf_counter() - began)
         self.calls += 1
-        self.slowest_wall_s = max(self.slowest_wall_s, took)
-        if took > self.slowest_s:
-            self.slowest_s = max(self.slowest_s, took - (_queued_s() - queued_before))
-
-
-def _queued_s() -> float:
-    """How long this process's threads have waited for a processor so far."""
-    tasks = Path("/proc/self/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[1]) for task in tasks) / 1e9
 
 
 def main() -> None:
@@ -98,8 +86,8 @@ def main() -> None:
             {
                 "closed": closed,
                 "calls": timed.calls,
-                "slowest_s": timed.slowest_s,
-                "slowest_wall_s": timed.slowest_wall_s,
+                "slowest_s": timed.slowest.blocked_s,
+                "slowest_wall_s": timed.slowest.wall_s,
             }
         )
     )

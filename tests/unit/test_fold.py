@@ -39,7 +39,7 @@ class Journal:
         packed = [memoryview(byte_view(frame)) for frame in pack_entry(words, batch)]
         after = Position(self.sequence, 1, 0)
         self.fold.apply(Entry(self.sequence, True, packed, after))
-        written = self.fold.close_group(str(after))
+        written = self.fold.close_group(str(after)).join()
         self.output += written
         return points(written)
 

@@ -25,14 +25,9 @@ from ranktap_wire.records import (
     STEP_MAX,
     STEP_MIN,
     Across,
-    Blob,
     Kind,
 )
-
-GRID: dict[str, Any] = {
-    "nrow": 8, "padding": 2, "normalize": False, "value_range": None, "scale_each": False,
-    "pad_value": 0.0,
-}  # fmt: skip
+from tests.support.messages import GRID, MOMENTS_PARAMETERS, blob
 
 
 def refused(start: str, error: type[Exception] = ValueError) -> Any:
@@ -396,32 +391,6 @@ def test_a_maximum_of_bins_out_of_range_is_refused(max_bins: int) -> None:
 
 
 # -- what arrives -----------------------------------------------------------------------
-
-MOMENTS_PARAMETERS: dict[str, Any] = {"fields": ["mean", "norm"], "replicated": False}
-
-
-def blob(kind: Kind = Kind.IMAGE, **changed: Any) -> Blob:
-    """A record of that kind that is right but for what is changed."""
-    right: dict[str, Any] = {
-        "tag": "tag", "step": 1, "wall_time": 1.5, "across": Across.EACH,
-        "dtype": "uint8", "shape": (3, 4, 5), "parameters": {"dataformats": "CHW"},
-        "data": bytes(60),
-    }  # fmt: skip
-    if kind is Kind.IMAGES:
-        right |= {"shape": (1, 3, 4, 5), "parameters": {"dataformats": "NCHW"}}
-    elif kind is Kind.IMAGE_GRID:
-        right |= {"parameters": GRID}
-    elif kind is Kind.HISTOGRAM:
-        right |= {"across": Across.MERGE, "parameters": {"bins": "tensorflow", "max_bins": None}}
-    elif kind is Kind.TEXT:
-        right |= {"dtype": "utf8", "shape": (60,), "parameters": {}}
-    elif kind is Kind.MOMENTS:
-        right |= {
-            "across": Across.MERGE, "dtype": "float64", "shape": (2, len(MOMENTS)),
-            "data": np.ones((2, len(MOMENTS))), "tags": b"layer/a\nlayer/b",
-            "parameters": MOMENTS_PARAMETERS,
-        }  # fmt: skip
-    return Blob(kind, **(right | changed))
 
 
 @pytest.mark.parametrize("kind", Kind)
