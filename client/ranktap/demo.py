@@ -56,16 +56,22 @@ def _train(logdir: Path, name: str, steps: int, ranks: int) -> None:
         f"--nproc-per-node={ranks}", "-m", "ranktap.demo_job",
         f"--logdir={logdir}", f"--name={name}", f"--steps={steps}",
     ]  # fmt: skip
-    # One thread a rank: what torchrun would choose, without its warning.
-    job = subprocess.Popen(command, env={"OMP_NUM_THREADS": "1"} | os.environ)
-    try:
-        status = job.wait()
-    except KeyboardInterrupt:
-        # The terminal has sent it to the job too: torchrun ends its ranks.
-        job.wait()
-        raise
-    if status:
-        raise DemoError(f"the job ended with status {status}")
+    # One thread a rank: what torchrun would choose, without its warning. A session of its
+    # own and its stderr aside: Ctrl-C would make launcher and ranks print tracebacks.
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    with tempfile.TemporaryFile() as errors:
+        job = subprocess.Popen(command, env=environment, stderr=errors, start_new_session=True)
+        try:
+            status = job.wait()
+        except KeyboardInterrupt:
+            job.terminate()  # torchrun ends its ranks
+            job.wait()
+            print(f"\nInterrupted; what was logged until then is in {logdir / name}")
+            raise
+        if status:
+            errors.seek(0)
+            sys.stderr.write(errors.read().decode(errors="replace"))
+            raise DemoError(f"the job ended with status {status}")
 
 
 def _wait_until_written(logdir: Path) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import subprocess
+import signal
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,21 +87,45 @@ class EmbeddedDaemon:
         # -P: what lies in the training's directory (a queue.py, a json.py) is not for the daemon.
         command = [sys.executable, "-P", "-m", "ranktapd", "--embedded"]
         command += [f"--logdir={self.logdir}", f"--listen={self._endpoint()}"]
-        try:
-            # It returns when the daemon that it left behind is ready, or with its error.
-            subprocess.run(
+        with tempfile.TemporaryFile() as said:
+            # Not subprocess: it waits for the ends of its pipes, which a process that is forked
+            # at that moment (a DataLoader's worker) has too, and keeps as long as it lives.
+            pid = os.posix_spawn(
+                sys.executable,
                 command,
-                check=True,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=START_TIMEOUT_S,
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, said.fileno(), 2),
+                ],
             )
-        except subprocess.CalledProcessError as error:
-            lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
-            raise OSError(f"the embedded daemon did not start: {lines[-1]}") from None
-        except subprocess.TimeoutExpired:
-            raise OSError(f"the embedded daemon was not ready in {START_TIMEOUT_S} s") from None
+            # It ends when the daemon that it left behind is ready, or with its error.
+            status = _wait(pid, START_TIMEOUT_S)
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+        if status is None:
+            raise OSError(f"the embedded daemon was not ready in {START_TIMEOUT_S} s")
+        if status != 0:
+            why = lines[-1] if lines else f"exit status {status}"
+            raise OSError(f"the embedded daemon did not start: {why}")
+
+
+def _wait(pid: int, timeout_s: float) -> int | None:
+    """The exit status of a child; None when it had to be ended, as it took too long."""
+    deadline = time.monotonic() + timeout_s
+    try:
+        while True:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                return None
+            time.sleep(0.02)
+    except ChildProcessError:
+        return 0  # someone else has waited for all children: whether it runs will be seen
 
 
 @contextmanager

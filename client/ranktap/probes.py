@@ -145,7 +145,9 @@ class Before(_Inert):
         seen: list[Any] = []
         for index, value in enumerate(args):
             if isinstance(value, torch.Tensor) and value.requires_grad:
-                value = value.view_as(value)
+                # What a module overwrites nobody else may use, and a view would be rebuilt.
+                if not getattr(module, "inplace", False):
+                    value = value.view_as(value)
                 path = "" if len(args) == 1 else f"/{index}"
                 show_gradient(self.grad_inputs.key, path, value)
             seen.append(value)

@@ -113,6 +113,7 @@ class Recorder:
         tap: Tap,
         model: Any,
         settings: Settings,
+        every_parameter: Parameters,
         parameters: Parameters,
         kernels: Parameters,
         has_forward: bool,
@@ -123,6 +124,7 @@ class Recorder:
         self._tap = tap
         self._model = weakref.ref(model)
         self._settings = settings
+        self._every_parameter = every_parameter
         self._parameters = parameters
         self._kernels = kernels
         self._has_forward = has_forward
@@ -214,9 +216,9 @@ class Recorder:
         if not self.gate.on:
             return
         ids = _ids(optimizer)
-        chosen = [(name, parameter) for name, parameter in self._parameters if id(parameter) in ids]
-        if not chosen:
+        if not self._has_any(ids):
             return
+        chosen = [(name, parameter) for name, parameter in self._parameters if id(parameter) in ids]
         if self._has_forward and not self._saw_forward() and not self._capturing:
             self._tell_unseen()
         if self._settings.kinds["gradients"]:
@@ -233,8 +235,7 @@ class Recorder:
         """An optimizer has stepped."""
         known = self._optimizer_steps.get(optimizer)
         if known is None:
-            ids = _ids(optimizer)
-            if not any(id(parameter) in ids for _, parameter in self._parameters):
+            if not self._has_any(_ids(optimizer)):
                 self._optimizer_steps[optimizer] = -1
                 return
         elif known < 0:
@@ -248,6 +249,10 @@ class Recorder:
         # Of several optimizers the one that steps most often counts.
         if not self._tap._has_steps and steps == max(self._optimizer_steps.values()):
             self._begin(steps)
+
+    def _has_any(self, ids: set[int]) -> bool:
+        """Whether some of the model's parameters are among these."""
+        return any(id(parameter) in ids for _, parameter in self._every_parameter)
 
     def _read_parameters(self, ids: set[int] | None) -> None:
         if self._settings.kinds["parameters"]:

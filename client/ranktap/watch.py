@@ -102,6 +102,7 @@ def watch(tap: Tap, model: Any, given: Mapping[str, Any]) -> Watch:
     names.check_used(include, known, "include")
     names.check_used(exclude, known, "exclude")
     chosen = names.choose_modules(modules, include, exclude)
+    all_owners = owners
     owners = {
         name: owner
         for name, owner in owners.items()
@@ -120,6 +121,7 @@ def watch(tap: Tap, model: Any, given: Mapping[str, Any]) -> Watch:
         tap,
         model,
         settings,
+        Parameters(all_owners, held),
         Parameters(owners, held),
         Parameters(weights, held),
         has_forward=bool(drawn or (wanted and chosen)),

@@ -347,17 +347,14 @@ class JournalReader:
         segment, offset = self.position.segment, self.position.offset
         size = os.fstat(self._fd).st_size
         rest = memoryview(os.pread(self._fd, max(0, size - search_from), search_from))
-        found = _next_head(rest, 0, first, upto)
-        later = [
-            number
-            for number in segments(self.directory)
-            if max(first, segment + 1) <= number <= upto
-        ]
+        later = [number for number in segments(self.directory) if number > segment]
+        found = _next_head(rest, 0, first, min([upto, *(number - 1 for number in later[:1])]))
         if found is not None:
             at, head = found
             self.position = Position(head.sequence - 1, segment, search_from + at)
-        elif later:
-            self.position = Position(later[0] - 1, later[0], _SEGMENT.size)
+        elif later and later[0] <= upto:
+            holds_first = max((number for number in later if number <= first), default=later[0])
+            self.position = Position(max(first, holds_first) - 1, holds_first, _SEGMENT.size)
         else:
             # Not moved: what will stand behind it may be half written now.
             self.position = Position(upto, segment, offset)

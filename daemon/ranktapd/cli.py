@@ -115,6 +115,8 @@ def _run(settings: config.Config, *, embedded: bool, told_ready: int) -> int:
 
 def _detached(settings: config.Config) -> int:
     """Leave a daemon behind, in a session of its own, and return when it is ready."""
+    # It outlives the training, and must not keep open what that may have left open for children.
+    os.closerange(3, 65_536)
     settings.state.mkdir(parents=True, exist_ok=True)
     read, write = os.pipe()
     if os.fork():

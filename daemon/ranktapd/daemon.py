@@ -62,6 +62,7 @@ class Daemon:
         self._runs: dict[str, Run] = {}
         self._signals = 0
         self._lock = FileLock(places.lock_path(config.logdir))
+        self._state_lock = FileLock(config.state / "daemon.lock")
         self._supervisor = Supervisor(
             self._worker_command, self._expire, self._metrics, config.max_workers
         )
@@ -102,6 +103,7 @@ class Daemon:
             self._supervisor.kill()
             for run in self._runs.values():
                 run.close()
+            self._state_lock.release()
             self._lock.release()
 
     # -- starting ---------------------------------------------------------------------
@@ -117,6 +119,8 @@ class Daemon:
                 "one daemon serves all runs of a logdir"
             ) from None
         self._lock.write("\n".join(self._config.listen) + "\n")
+        # Another logdir's daemon, given the same --state-dir, would write to our journals.
+        self._state_lock.acquire(f"another ranktapd keeps its journals in {self._config.state}")
 
     def _recover(self) -> None:
         for name in unfinished_runs(self._config.state):

@@ -153,10 +153,10 @@ class RunWorker:
             output = self._fold.close_group(str(entry.after))
             self._unwritten.append(output)
             unwritten_bytes += output.nbytes
+            if self._careful:
+                self._controls.say(at=0)  # a full disk on which it waits is no entry's fault
             if unwritten_bytes > WRITE_BYTES or self._writer.proving or self._careful:
                 self._write()
-                if self._careful:
-                    self._controls.say(at=0)
                 unwritten_bytes = 0
                 self._controls.hear()
                 if self._controls.ended:

@@ -21,6 +21,7 @@ from ranktap_wire.journal import (
     JournalReader,
     JournalWriter,
     Position,
+    segment_path,
     segments,
 )
 from ranktap_wire.records import Buffer
@@ -244,8 +245,11 @@ class Run:
         opened at start. A session that says hello opens it again.
         """
         self.close()
-        path = self.journal.path
-        (self.place.state / RESTING).write_text(f"{path.name} {path.stat().st_size}")
+        try:
+            (self.place.state / RESTING).write_text(_length(self.place.journal))
+        except OSError as error:
+            # The next daemon opens it, finds nothing to do, and lets it rest again.
+            logger.warning("run %r: %s", self.place.name, error)
 
     def close(self) -> None:
         self.journal.close()
@@ -268,10 +272,15 @@ def unfinished_runs(state_dir: Path) -> list[str]:
 def _rests(state: Path) -> bool:
     """Whether the journal is still as long as it was when all of it had been written."""
     try:
-        name, size = (state / RESTING).read_text().split()
-        return (state / "journal" / name).stat().st_size == int(size)
-    except (OSError, ValueError):
+        return (state / RESTING).read_text() == _length(state / "journal")
+    except (OSError, LookupError):
         return False
+
+
+def _length(journal: Path) -> str:
+    """How far a journal goes: its last segment, and the bytes of it."""
+    path = segment_path(journal, segments(journal)[-1])
+    return f"{path.name} {path.stat().st_size}"
 
 
 def free_bytes(path: Path) -> int:

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ranktap_wire.journal import JournalError
 from ranktapd.runs import Run
 from ranktapd.status import Metrics
 
@@ -41,6 +42,9 @@ RESTART_MAX_S = 5.0
 IDLE_S = 30.0
 """A worker that has written everything ends after this long without more: a log host
 sees thousands of runs, and few at a time."""
+TURN_S = 2.0
+"""With more runs to write than workers allowed, each gets this long at a time: several times
+what it takes to start one."""
 
 
 @dataclass(slots=True)
@@ -54,6 +58,8 @@ class Worker:
     told: int = -1
     busy_since: float = 0.0
     start_at: float = 0.0
+    """Not before this."""
+    started_at: float = 0.0
     restart_s: float = RESTART_MIN_S
     careful: bool = False
     at: int | None = None
@@ -64,6 +70,10 @@ class Worker:
     @property
     def behind(self) -> bool:
         return self.folded < self.run.journal.last
+
+    def is_due(self, now: float) -> bool:
+        """Whether it has something to write, and may be started."""
+        return self.process is None and self.behind and now >= self.start_at
 
     def tell(self, message: dict[str, Any]) -> bool:
         """False when the pipe is full or gone: what is told again later makes up for it."""
@@ -132,6 +142,7 @@ class Supervisor:
     def turn(self) -> None:
         """Hear the workers, and see which have ended, are due, or have nothing left to do."""
         now = time.monotonic()
+        self._make_way(now)
         for worker in list(self.workers.values()):
             if worker.process is None:
                 self._start_due(worker, now)
@@ -149,6 +160,18 @@ class Supervisor:
             told_all = worker.told >= worker.run.journal.last
             if (idle or self._finishing) and told_all and not worker.finishing:
                 worker.finishing = worker.tell({"finish": True})
+
+    def _make_way(self, now: float) -> None:
+        """Let the worker that has had the longest turn end, when a run waits for its place."""
+        if (
+            len(self.running) < self._max_workers
+            or any(worker.finishing for worker in self.running)
+            or not any(worker.is_due(now) for worker in self.workers.values())
+        ):
+            return
+        longest = min(self.running, key=lambda worker: worker.started_at)
+        if now - longest.started_at > TURN_S and longest.told >= longest.run.journal.last:
+            longest.finishing = longest.tell({"finish": True})
 
     def finish(self) -> None:
         """Let every worker write what is journaled, and end."""
@@ -170,25 +193,40 @@ class Supervisor:
             worker.process.kill()
             worker.process.wait()
 
+    def _has_place(self, worker: Worker, now: float) -> bool:
+        """Whether it may run now: where there are few places, the run that was written least
+        recently goes first."""
+        free = self._max_workers - len(self.running)
+        if free >= len(self.workers) - len(self.running):
+            return True
+        before = sum(
+            other.started_at < worker.started_at and other.is_due(now)
+            for other in self.workers.values()
+        )
+        return before < free
+
     # -- one worker -------------------------------------------------------------------
 
     def _start_due(self, worker: Worker, now: float) -> None:
-        if (
-            not worker.behind
-            or now < worker.start_at
-            or self._finishing
-            or len(self.running) >= self._max_workers
-        ):
+        if self._finishing or not worker.is_due(now) or not self._has_place(worker, now):
             return
         command = self._command(worker.run) + (["--careful"] if worker.careful else [])
-        worker.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # Ctrl-C in a terminal is for the main process, which lets workers finish.
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(_import_path())},
-        )
+        try:
+            worker.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                # Ctrl-C in a terminal is for the main process, which lets workers finish.
+                start_new_session=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(_import_path())},
+            )
+        except OSError as error:
+            # No process or no memory to be had: what is journaled can wait.
+            logger.error("run %r: no worker can be started: %s", worker.run.place.name, error)
+            worker.start_at = now + worker.restart_s
+            worker.restart_s = min(2 * worker.restart_s, RESTART_MAX_S)
+            return
+        worker.started_at = now
         assert worker.process.stdin is not None and worker.process.stdout is not None
         os.set_blocking(worker.process.stdin.fileno(), False)
         os.set_blocking(worker.process.stdout.fileno(), False)
@@ -225,6 +263,7 @@ class Supervisor:
         name = worker.run.place.name
         if process.returncode == 0:
             return
+        worker.folded = -1  # what it wrote may not be synced: another sees to that
         self._metrics.worker_deaths.inc()
         worker.start_at = now + worker.restart_s
         worker.restart_s = min(2 * worker.restart_s, RESTART_MAX_S)
@@ -239,15 +278,24 @@ class Supervisor:
         if worker.at is not None:
             deaths = worker.deaths[worker.at] = worker.deaths.get(worker.at, 0) + 1
             if deaths >= DEATHS_TO_QUARANTINE:
-                worker.run.quarantine(worker.at)
-                del worker.deaths[worker.at]
-                logger.error(
-                    "run %r: entry %d ended its worker %d times and was set aside in %s",
-                    name,
-                    worker.at,
-                    deaths,
-                    worker.run.place.quarantine,
-                )
+                self._quarantine(worker, worker.at)
+
+    def _quarantine(self, worker: Worker, sequence: int) -> None:
+        try:
+            worker.run.quarantine(sequence)
+        except (JournalError, OSError) as error:
+            # At its next death it is tried again.
+            logger.error(
+                "run %r: entry %d cannot be set aside: %s", worker.run.place.name, sequence, error
+            )
+            return
+        logger.error(
+            "run %r: entry %d ended its worker %d times and was set aside in %s",
+            worker.run.place.name,
+            sequence,
+            worker.deaths.pop(sequence),
+            worker.run.place.quarantine,
+        )
 
 
 def _import_path() -> list[str]:

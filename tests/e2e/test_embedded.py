@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -168,16 +169,16 @@ starting = os.path.join(sys.argv[1], ".ranktap.starting")
 while not os.path.exists(starting):
     time.sleep(0.001)
 workers = []
-for _ in range(10):  # some of them while the lock is held
+for _ in range(50):  # some of them while the lock is held, or a process is being started
     pid = os.fork()
     if pid == 0:
         signal.alarm(30)  # its end, should nobody end it
         signal.pause()
     workers.append(pid)
-    time.sleep(0.02)
+    time.sleep(0.004)
 try:
     tap.scalar("loss", 1.0, 1)
-    assert tap.flush(timeout=60)
+    assert tap.flush(timeout=20)
     import fcntl
     with open(starting) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -354,6 +355,21 @@ def test_the_daemon_is_in_a_session_of_its_own_and_keeps_none_of_the_trainings_f
         assert daemon.cwd() == "/"
         opened = [file.path for file in daemon.open_files()]
         assert opened and all(path.startswith(str(logdir)) for path in opened), opened
+    wait_until_ended(logdir)
+
+
+def test_a_pipe_that_the_training_left_open_for_its_children_ends_with_the_training(
+    logdir: Path,
+) -> None:
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    with ranktap.init("run", logdir=logdir) as tap:
+        tap.scalar("loss", 1.0, 1)
+        assert tap.flush(timeout=60)
+        os.close(write)
+        ready, _, _ = select.select([read], [], [], 1)
+        assert ready and os.read(read, 1) == b"", "the daemon has it too"
+    os.close(read)
     wait_until_ended(logdir)
 
 

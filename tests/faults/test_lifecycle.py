@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 import ranktap
-from ranktapd.runs import RunPlace
+from ranktapd.entries import WindowsExpired
+from ranktapd.runs import Run, RunPlace, unfinished_runs
 from tests.support.crashing_worker import POISON
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import scalar_points
@@ -143,6 +144,21 @@ def test_a_second_daemon_on_the_logdir_is_told_why_it_may_not_and_the_first_goes
     assert _points(daemon, "job") == _logged(range(200))
 
 
+def test_a_daemon_of_another_logdir_may_not_use_the_same_state_directory(
+    start_daemon: DaemonStarter, tmp_path: Path
+) -> None:
+    state = ("--state-dir", str(tmp_path / "state"))
+    daemon = start_daemon(*state)
+    second = start_daemon(*state, wait=False, logdir=tmp_path / "elsewhere")
+    assert second.process.wait(20) == 1
+    assert f"another ranktapd keeps its journals in {tmp_path / 'state'}" in second.log
+    with ranktap.init("job", endpoint=daemon.endpoint, rank=0, world_size=1) as tap:
+        _log(tap, range(100))
+        assert tap.flush()
+    assert daemon.stop() == 0
+    assert _points(daemon, "job") == _logged(range(100))
+
+
 # -- workers that die ---------------------------------------------------------------------
 
 
@@ -192,6 +208,52 @@ def test_workers_end_when_the_main_process_is_killed(start_daemon: DaemonStarter
         assert tap.close(timeout=30)
     assert daemon.stop() == 0
     assert _points(daemon, "a") == _points(daemon, "b") == _logged(range(100))
+
+
+def test_with_more_runs_than_workers_all_of_them_are_written(
+    start_daemon: DaemonStarter, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("max_workers = 1\n")
+    daemon = start_daemon("--config", str(config))
+    runs = ("a", "b", "c")
+    taps = [ranktap.init(run, endpoint=daemon.endpoint, rank=0, world_size=1) for run in runs]
+    step = 0
+
+    def all_have_points() -> bool:
+        nonlocal step
+        # None of them ever rests.
+        for tap in taps:
+            _log(tap, range(step, step + 10))
+        step += 10
+        assert len(daemon.workers()) <= 1
+        return all(len(_points(daemon, run)) > 0 for run in runs)
+
+    wait_for(all_have_points, "every run to have its turn", 40)
+    for tap in taps:
+        assert tap.close()
+    wait_for(
+        lambda: all(_points(daemon, run) == _logged(range(step)) for run in runs),
+        "everything to be written",
+        40,
+    )
+
+
+def test_a_run_that_goes_on_in_a_new_segment_is_not_taken_for_finished(tmp_path: Path) -> None:
+    place = RunPlace.of(tmp_path / "runs", tmp_path / "state", "job")
+
+    def open_run() -> Run:
+        return Run.open(place, sync=False, segment_bytes=1)
+
+    run = open_run()
+    run.rest()
+    assert unfinished_runs(tmp_path / "state") == []
+    run = open_run()
+    assert unfinished_runs(tmp_path / "state") == [], "nothing has been added"
+    run.add(WindowsExpired(1))
+    run.commit()
+    run.close()
+    assert unfinished_runs(tmp_path / "state") == ["job"]
 
 
 # -- quarantine ---------------------------------------------------------------------------

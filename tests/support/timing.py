@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
-SAMPLE_CALLS = 1_000
+SAMPLE_EVERY_S = 0.002
 """Reading how long threads have waited takes some 50 us."""
 
 
@@ -20,17 +21,17 @@ class SlowestCall:
         self.wall_s = 0.0
         self.blocked_s = 0.0
         self._queued_s = _queued_s()
-        self._calls = 0
+        self._sampled_at = time.perf_counter()
 
     def add(self, took_s: float) -> None:
         """A call has just returned."""
         self.wall_s = max(self.wall_s, took_s)
-        self._calls += 1
-        if took_s <= max(self.blocked_s, 0.001) and self._calls < SAMPLE_CALLS:
-            return
-        queued_s = _queued_s()
-        self.blocked_s = max(self.blocked_s, took_s - (queued_s - self._queued_s))
-        self._queued_s, self._calls = queued_s, 0
+        now = time.perf_counter()
+        is_slow = took_s > max(self.blocked_s, 0.001)
+        if is_slow or now - self._sampled_at > SAMPLE_EVERY_S:
+            queued_s = _queued_s()
+            self.blocked_s = max(self.blocked_s, took_s - (queued_s - self._queued_s))
+            self._queued_s, self._sampled_at = queued_s, now
 
     def __str__(self) -> str:
         return (

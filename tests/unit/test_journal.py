@@ -39,6 +39,7 @@ GROUPS = [["a"], ["b", "c"], ["d", "e and eleven bytes more", "f"], ["g", "h"]]
 def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fdatasync", lambda fd: None)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setattr(journal, "_READ_BYTES", 1 << 16)  # these journals are small, and many
 
 
 def append(writer: JournalWriter, *names: str) -> int:

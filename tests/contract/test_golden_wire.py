@@ -1,0 +1,201 @@
+"""Bytes of version 1, written once: of each message, and of a segment of the journal.
+
+Client and daemon are upgraded separately, and a daemon opens the journals of the release
+before it, so these bytes are a promise. They are never made anew to make a test pass: when
+one fails, either the change is a mistake, or the layout is another one. Then it gets a new
+number (frames.PROTOCOL, journal.VERSION) and files of its own beside these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ranktap_wire import frames, journal
+from ranktap_wire.frames import (
+    Ack,
+    BatchMessage,
+    Beat,
+    Bye,
+    ByeAnswer,
+    Code,
+    DaemonMessage,
+    Error,
+    Hello,
+    Welcome,
+)
+from ranktap_wire.journal import JournalWriter, segment_path
+from ranktap_wire.records import Across, Batch, Blob, Buffer, Columns, Kind
+from ranktapd.entries import (
+    BatchAccepted,
+    BatchRefused,
+    RunBegins,
+    SessionGone,
+    SessionOpened,
+    SessionsSoFar,
+    WindowsExpired,
+    Words,
+    pack_entry,
+    read_entry,
+)
+from tests.support.journals import read_journal
+from tests.support.messages import as_bytes, plain
+
+GOLDEN = Path(__file__).parent / "golden"
+SESSION = bytes(range(16))
+WALL = 1_700_000_000.25
+
+
+def picture(kind: Kind, shape: tuple[int, ...], **parameters: object) -> Blob:
+    data = bytes(range(12))
+    return Blob(kind, f"a {kind}", 3, WALL, Across.EACH, "uint8", shape, parameters, data)
+
+
+BATCH = Batch(
+    Columns(
+        tags=["loss", "größe"],
+        across=np.array([Across.MEAN, Across.EACH], np.uint8),
+        tag_index=np.array([0, 1, 0], np.int32),
+        step=np.array([0, -1, 1 << 62], np.int64),
+        wall_time=np.array([WALL, WALL + 1, WALL + 2]),
+        value=np.array([0.5, float("nan"), float("-inf")]),
+    ),
+    [
+        picture(Kind.IMAGE, (3, 2, 2), dataformats="CHW"),
+        picture(Kind.IMAGES, (1, 3, 2, 2), dataformats="NCHW"),
+        picture(
+            Kind.IMAGE_GRID, (4, 1, 1, 3), nrow=8, padding=2, normalize=False,
+            value_range=[0.0, 1.0], scale_each=True, pad_value=0.5,
+        ),
+        Blob(
+            Kind.HISTOGRAM, "weights", 3, WALL, Across.MERGE, "float32", (3,),
+            {"bins": "tensorflow", "max_bins": 30}, np.array([1, 2, 3], np.float32),
+        ),
+        Blob(
+            Kind.HISTOGRAM, "edges", 3, WALL, Across.RANK0, "bfloat16", (2,),
+            {"bins": None, "max_bins": None}, np.array([0x3F80, 0x4000], np.uint16),
+            edges=np.array([0.0, 1.0, 2.5]),
+        ),
+        Blob(Kind.TEXT, "note", 3, WALL, Across.EACH, "utf8", (5,), {}, "groß".encode()),
+        Blob(
+            Kind.MOMENTS, "weights", 3, WALL, Across.MERGE, "float64", (2, 8),
+            {"fields": ["mean", "norm"], "replicated": True},
+            np.arange(16.0).reshape(2, 8), tags=b"layer/0\nlayer/1",
+        ),
+    ],
+    dropped_scalars=3,
+    dropped_blobs=1 << 40,
+)  # fmt: skip
+
+FROM_CLIENT: dict[str, tuple[object, Callable[[], list[Buffer]]]] = {
+    "hello": (
+        hello := Hello(SESSION, "digits/lr=0.1", 1, 4, "node-7", 4_711, 6, WALL, ".x", -5),
+        lambda: frames.pack_hello(hello),
+    ),
+    "batch": (
+        BatchMessage(SESSION, 1 << 40, BATCH),
+        lambda: frames.pack_batch(SESSION, 1 << 40, BATCH),
+    ),
+    "beat": (Beat(SESSION, 12.5), lambda: frames.pack_beat(SESSION, 12.5)),
+    "bye": (Bye(SESSION), lambda: frames.pack_bye(SESSION)),
+}
+
+FROM_DAEMON: dict[str, DaemonMessage] = {
+    "welcome": Welcome(5, daemon="0.1.0", limits={"record_bytes": 67_108_864}),
+    "ack": Ack(5),
+    "ack of a beat": Ack(5, 12.5),
+    "bye answer": ByeAnswer(),
+    "error": Error(Code.GAP, "batch 6 is missing", 5),
+    "error without a number": Error(Code.BUSY, "the daemon's disk is full"),
+}
+
+OPENED = SessionOpened(SESSION, 1, 4, "node-7", 4_711, WALL, -5, 5)
+GROUPS: list[list[tuple[Words, list[bytes]]]] = [
+    [(RunBegins(WALL, "loghost", 99, ".x"), [])],
+    [(OPENED, []), (BatchAccepted(SESSION, 6), as_bytes(frames.pack_batch(SESSION, 6, BATCH)))],
+    [(BatchRefused(SESSION, 7), []), (WindowsExpired(3), [])],
+    [
+        (SessionGone(SESSION, final=False), []),
+        (SessionGone(SESSION, final=True, replaced=True), []),
+        (
+            SessionsSoFar(
+                [[SESSION, 1, 4, "node-7", 4_711, WALL, 7, True]], [[bytes(16), 1 << 40, True]]
+            ),
+            [],
+        ),
+    ],
+]
+
+
+def golden_messages() -> dict[str, list[bytes]]:
+    """Messages by name: under a line with `# name`, a frame a line in hexadecimal."""
+    found: dict[str, list[bytes]] = {}
+    for line in (GOLDEN / "wire_1.txt").read_text().splitlines():
+        if line.startswith("# "):
+            found[line[2:]] = frames_of_message = []
+        else:
+            frames_of_message.append(bytes.fromhex(line))
+    return found
+
+
+MESSAGES = golden_messages()
+SEGMENT = GOLDEN / "journal_1.journal"
+
+
+@pytest.mark.parametrize("name", FROM_CLIENT)
+def test_a_message_of_the_client_is_read_from_and_written_to_the_bytes_of_version_1(
+    name: str,
+) -> None:
+    message, pack = FROM_CLIENT[name]
+    assert plain(frames.read_message(MESSAGES[name])) == plain(message)
+    assert as_bytes(pack()) == MESSAGES[name]
+
+
+@pytest.mark.parametrize("name", FROM_DAEMON)
+def test_a_message_of_the_daemon_is_read_from_and_written_to_the_bytes_of_version_1(
+    name: str,
+) -> None:
+    assert frames.read_answer(MESSAGES[name]) == FROM_DAEMON[name]
+    assert as_bytes(frames.pack_answer(FROM_DAEMON[name])) == MESSAGES[name]
+
+
+def test_there_is_no_golden_message_that_nobody_holds_against_the_code() -> None:
+    assert [*MESSAGES] == [*FROM_CLIENT, *FROM_DAEMON]
+    assert (frames.PROTOCOL, journal.VERSION) == (1, 1)
+
+
+def test_a_segment_of_version_1_is_read_as_what_was_appended(tmp_path: Path) -> None:
+    segment_path(tmp_path, 1).write_bytes(SEGMENT.read_bytes())
+    expected = [entry for group in GROUPS for entry in group]
+    read = read_journal(tmp_path, len(expected))
+    assert read.damages == []
+    assert read.ends_group == {
+        1: True, 2: False, 3: True, 4: False, 5: True, 6: False, 7: False, 8: True,
+    }  # fmt: skip
+    for (words, others), found in zip(expected, read.entries.values(), strict=True):
+        assert read_entry([memoryview(found[0])]) == words
+        assert found[1:] == others
+    assert plain(frames.read_batch(read.entries[3][1:])) == plain(BATCH)
+
+
+def test_a_segment_of_version_1_is_continued(tmp_path: Path) -> None:
+    path = segment_path(tmp_path, 1)
+    path.write_bytes(SEGMENT.read_bytes())
+    writer = JournalWriter(tmp_path)
+    assert (writer.last, writer.cut) == (8, None)
+    assert writer.append([[b"more"]]) == 9
+    assert path.read_bytes().startswith(SEGMENT.read_bytes())
+
+
+def test_a_segment_is_written_as_the_bytes_of_version_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fdatasync", lambda fd: None)
+    writer = JournalWriter(tmp_path)
+    for group in GROUPS:
+        writer.append([pack_entry(words, others) for words, others in group])
+    assert segment_path(tmp_path, 1).read_bytes() == SEGMENT.read_bytes()
