@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import machine, report
-from benchmarks.cases import CASES
+from benchmarks.registry import CASES
 from benchmarks.report import Runs
 
 TIMEOUT_S = 600

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.cases import CASES
+from benchmarks.registry import CASES
 
 if __name__ == "__main__":
     name, side, directory = sys.argv[1:]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from benchmarks.cases import CASES, Case
+from benchmarks.cases import Case
+from benchmarks.registry import CASES
 
 Runs = dict[str, dict[str, list[float]]]
 """Side to figure to one value a round."""

@@ -34,7 +34,7 @@ def gradients_of_tensors(tap: ranktap.Tap) -> None:
 
 
 def small_network() -> nn.Sequential:
-    """A 3x3 convolution, one channel of whose kernels is filled with 1 and one with 2, and pooling."""
+    """A 3x3 convolution of two channels, one filled with 1 and one with 2, and 2x2 max pooling."""
     network = nn.Sequential()
     network.add_module("conv", nn.Conv2d(1, 2, kernel_size=3))
     network.add_module("pool", nn.MaxPool2d(2))
@@ -49,9 +49,10 @@ def modules(tap: ranktap.Tap) -> torch.Tensor:
     """Forward pre-hook, forward hook and backward hooks of modules.
 
     On a 4x4 image of ones the feature maps are 2x2, all 9 and all 18, and what comes out of
-    the pooling is [[9]] and [[18]]. Of its sum the pooling gets the gradient 1 twice, and
-    passes it on to one of the four equal values of each map: three quarters of the
-    convolution's gradients are 0. To the image comes 1 + 2 = 3 at nine of 16 pixels.
+    the pooling is [[9]] and [[18]]: in the histograms there are four of each, and one. Of
+    their sum the pooling gets the gradient 1 twice, and passes it on to one of the four
+    equal values of each map: three quarters of the convolution's gradients are 0. To the
+    image comes 1 + 2 = 3 at nine of 16 pixels.
     """
     network = small_network()
     image = torch.ones(1, 1, 4, 4, requires_grad=True)
@@ -62,8 +63,6 @@ def modules(tap: ranktap.Tap) -> torch.Tensor:
         activations=("moments", "histogram"),
         grad_inputs="moments",
         grad_outputs="moments",
-        kernels=True,
-        feature_maps=True,
     ):
         pooled: torch.Tensor = network(image)
         pooled.sum().backward()

@@ -157,7 +157,7 @@ class Recorder:
     @never_raises
     def step_changes(self, number: int) -> None:
         """`tap.step` is being called."""
-        if number == self._number and self._tap._has_steps:
+        if number == self._number:
             return
         self._end_without_optimizer()
         self._begin(number)
@@ -175,7 +175,9 @@ class Recorder:
 
     def _end_without_optimizer(self) -> None:
         # Where nothing trains the parameters are read here; their gradients belong to nobody.
-        if self.gate.on and self._collection and not self._stepped_now:
+        seen = self._collection or self._pictures
+        alone = self._tap._has_steps and not (self._has_forward or self._trains or self._part)
+        if self.gate.on and not self._stepped_now and (seen or alone):
             self._read_parameters(None)
             self._read_kernels(None)
         self._hand_over()
@@ -285,7 +287,7 @@ class Recorder:
             if before is None:
                 continue
             local, _ = local_part(parameter, Held.OWN)
-            reference = reduce.moments(before)
+            reference = reduce.moments(before, zeros=False)
             with torch.no_grad():
                 torch.sub(local, before, out=before)
             self.measure(section, name, before, like=parameter, reference=reference)
@@ -386,7 +388,7 @@ class Recorder:
             return
         kinds = self._settings.kinds[section]
         if kinds & {"moments", "histogram"}:
-            row = reduce.moments(local)
+            row = reduce.moments(local, zeros="zeros" in FIELDS[section])
             if reference is not None:
                 row = reduce.with_reference(row, reference)
             counts = reduce.bit_counts(local) if "histogram" in kinds else None

@@ -16,7 +16,8 @@ tensor, rank and step, so they merge exactly too, and finding a value's bucket i
 
 What was measured for 11.5 million float32 in 62 tensors, on one core of an AMD EPYC:
 
-    sum, norm, aminmax, and numpy's count of zeros, chunk by chunk       7 ms
+    sum, norms, aminmax, and numpy's count of zeros, chunk by chunk      8 ms
+    the same without the zeros                                           6 ms
     the same with torch.count_nonzero                                   12 ms
     sum and norm in float64 alone                                       12 ms
     the histogram                                                       20 ms
@@ -34,8 +35,9 @@ import torch
 
 from ranktap_wire.records import HISTOGRAM_BUCKETS, MOMENTS
 
-CHUNK: Final = 1 << 17
-"""Values looked at together: half a level 2 cache of 1 MiB. 1 << 15 to 1 << 18 are within 20 %."""
+CHUNK: Final = 1 << 18
+"""Values looked at together: a level 2 cache of 1 MiB. Half as many take 8 % longer, an eighth
+as many 50 %: each call costs a microsecond, whatever it does."""
 
 _BLOCK: Final = 1 << 10
 
@@ -75,18 +77,19 @@ def why_not(tensor: Any) -> str | None:
 
 
 @torch.no_grad()
-def moments(tensor: Any) -> Row:
+def moments(tensor: Any, *, zeros: bool = True) -> Row:
     """The row of a tensor that `why_not` has nothing against; any shape, also empty.
 
+    Without `zeros` they need not be counted: on the CPU they are a quarter of the work.
     Sums are accurate to float32's rounding for float32 and shorter types, to float64's
     for float64. Integers and bools are taken as numbers.
     """
     if tensor.layout is torch.sparse_coo:
         values = tensor.coalesce().values()
-        return _with_zeros(moments(values), tensor.numel() - values.numel())
+        return _with_zeros(moments(values, zeros=zeros), tensor.numel() - values.numel())
     flat = _flat(tensor)
     if flat.device.type == "cpu":
-        return _host_row(flat)
+        return _host_row(flat, zeros)
     return _device_row(flat)
 
 
@@ -148,38 +151,43 @@ def stack(rows: Sequence[Row]) -> Any:
 # -- the CPU ------------------------------------------------------------------------------
 
 
-def _host_row(flat: Any) -> list[float]:
+def _host_row(flat: Any, zeros: bool) -> list[float]:
+    if flat.numel() <= CHUNK:
+        return _host_chunk(flat, zeros)
     row = list(EMPTY)
-    for chunk in flat.split(CHUNK) if flat.numel() > CHUNK else (flat,):
-        if chunk.numel():
-            row = merge(row, _host_chunk(chunk))
+    for chunk in flat.split(CHUNK):
+        row = merge(row, _host_chunk(chunk, zeros))
     return row
 
 
-def _host_chunk(chunk: Any) -> list[float]:
+def _host_chunk(chunk: Any, zeros: bool) -> list[float]:
     chunk = _as_arithmetic(chunk)
     count = chunk.numel()
+    if not count:
+        return list(EMPTY)
     total = chunk.sum().item()
-    squares = _squares(chunk)
-    if (
-        not math.isfinite(squares)
-        or not math.isfinite(total)
-        or squares < count * _SQUARE_UNDERFLOW
-    ):
+    squares = _squares(chunk, count)
+    is_finite = math.isfinite(squares) and math.isfinite(total)
+    if not is_finite or squares < count * _SQUARE_UNDERFLOW:
         return _careful_chunk(chunk.numpy())
-    low, high = torch.aminmax(chunk)
-    zeros = np.count_nonzero(np.equal(chunk.numpy(), 0, out=_buffers.is_zero[:count]))
-    return [count, total, squares, low.item(), high.item(), zeros, 0.0, 0.0]
+    low, high = (extreme.item() for extreme in torch.aminmax(chunk))
+    found = 0
+    if zeros and low <= 0 <= high:
+        found = int(np.count_nonzero(np.equal(chunk.numpy(), 0, out=_buffers.is_zero[:count])))
+    return [count, total, squares, low, high, found, 0.0, 0.0]
 
 
-def _squares(chunk: Any) -> float:
+def _squares(chunk: Any, count: int) -> float:
     """The sum of squares. `dot` of all of it is off by 2e-5 for a bfloat16 around 0.5, and what
     std then is by a hundredth; in blocks, added up in float64, by 1e-8 in the same time."""
-    whole = chunk.numel() // _BLOCK * _BLOCK
-    squares: float = chunk[whole:].dot(chunk[whole:]).item()
+    whole = count // _BLOCK * _BLOCK
+    squares = 0.0
     if whole:
         norms = torch.linalg.vector_norm(chunk[:whole].view(-1, _BLOCK), dim=1)
-        squares += norms.double().square().sum().item()
+        wide = norms.numpy().astype(np.float64)
+        squares = float(wide.dot(wide))
+    if whole < count:
+        squares += chunk[whole:].dot(chunk[whole:]).item()
     return squares
 
 

@@ -18,11 +18,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -45,10 +47,23 @@ PROBE_INTERVAL_S = 0.25
 that it does not know the session, and the 3 s of silence need not pass."""
 
 
+ANSWERS_S = 1.0
+"""For a socket of this machine: only one whose listener hangs takes longer than microseconds."""
 GOODBYE_S = limits.ANSWER_TIMEOUT_S + 2.0
 """How long a closed tap tries to say goodbye: a daemon that was started again is found after
 the time without an answer, and one that is embedded takes a second to start. Without a goodbye
 it would wait for this session, and not end, for as long as sessions are waited for."""
+
+
+def answers(path: Path) -> bool:
+    """Whether someone listens on a socket of this machine."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(ANSWERS_S)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 @dataclass(slots=True)
@@ -350,23 +365,23 @@ class Sender:
             self._tell_once("locate", "ranktap: %s; training goes on", error)
             return
         assert self._context is not None
-        socket = self._context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
+        dealer = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
         # Our own messages besides batches need a place too.
-        socket.setsockopt(zmq.SNDHWM, limits.IN_FLIGHT_MESSAGES + 16)
-        socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
+        dealer.setsockopt(zmq.SNDHWM, limits.IN_FLIGHT_MESSAGES + 16)
+        dealer.setsockopt(zmq.RECONNECT_IVL, 50)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+        dealer.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
+        dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
         if "[" in self._where:
-            socket.setsockopt(zmq.IPV6, 1)
+            dealer.setsockopt(zmq.IPV6, 1)
         try:
-            socket.connect(self._where)
+            dealer.connect(self._where)
         except zmq.ZMQError as error:
-            socket.close(linger=0)
+            dealer.close(linger=0)
             self._tell_once("connect", "ranktap: %s: %s", self._where, error.strerror)
             return
-        self._socket = socket
+        self._socket = dealer
         self._say_hello()
 
     def _say_hello(self) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 
 from ranktap import embedded, ranks, staging
 from ranktap.outbox import ROW_ITEMS, Outbox, PendingScalar
-from ranktap.sender import Sender
+from ranktap.sender import Sender, answers
 from ranktap_wire import limits, places, records
 from ranktap_wire.frames import Hello
 from ranktap_wire.records import (
@@ -84,8 +84,8 @@ class Tap:
         self._journaled = False
         self._told_dropped = False
         self._sender = Sender(self._outbox, hello, locate)
-        self._sender.start()
         _living.add(self)
+        self._sender.start()
         atexit.register(self.close)
 
     # -- scalars ----------------------------------------------------------------------
@@ -763,7 +763,7 @@ def _daemon(endpoint: str | None, logdir: str | os.PathLike[str] | None) -> Call
         directory = _check_logdir(logdir)
         embedded.check_installed()
         return embedded.EmbeddedDaemon(directory).locate
-    if _answers(places.SERVICE_SOCKET):
+    if answers(places.SERVICE_SOCKET):
         return lambda: f"ipc://{places.SERVICE_SOCKET}"
     raise LookupError(
         "no daemon to log to: give endpoint= (or set RANKTAP_ENDPOINT) for a ranktapd elsewhere, "
@@ -808,15 +808,6 @@ def _check_endpoint(endpoint: object) -> str:
         "endpoint: expected 'tcp://HOST:PORT' or 'ipc://PATH' with a path of at most "
         f"{places.SOCKET_PATH_BYTES} bytes, got {endpoint!r}"
     )
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
 
 
 def _number(value: Any, name: str) -> float:

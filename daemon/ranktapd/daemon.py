@@ -146,6 +146,8 @@ class Daemon:
                 Path(endpoint.removeprefix("ipc://")).parent.mkdir(
                     parents=True, exist_ok=True, mode=0o700
                 )
+            # For this endpoint only: with it, a name may stand for another address.
+            router.setsockopt(zmq.IPV6, int("[" in endpoint))
             try:
                 router.bind(endpoint)
             except zmq.ZMQError as error:

@@ -145,7 +145,8 @@ class Intake:
                     logger.warning("there is room on the disk again: going on")
         for run, session, sent in said.acks.values():
             if run.place.name in unsaved:
-                self._answer(session.peer, Error(Code.BUSY, "the daemon's disk is full"))
+                why = "disk is full" if self.failed is None else "disk fails"
+                self._answer(session.peer, Error(Code.BUSY, f"the daemon's {why}"))
             else:
                 self._answer(session.peer, Ack(session.window.last, sent))
         for run, session in said.gaps.values():

@@ -24,7 +24,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from ranktap_wire.journal import Damage, Entry, Position
+from ranktap_wire.journal import Damage, Entry, Position, segments
 from ranktapd import checkpoint
 from ranktapd.dirlock import FileLock
 from ranktapd.fold import Output
@@ -119,6 +119,9 @@ class RunWorker:
         # (when, up to which entry): how long the records that wait have waited.
         self._rounds: deque[tuple[float, int]] = deque()
         self._asked = -1
+        if min(segments(place.journal)) < self._snapshot_segment:
+            # The worker before this one ended when it was about to leave them.
+            self._leave_segment(self._reader.position)
 
     def run(self) -> None:
         """Until told to finish, or left alone."""
@@ -191,8 +194,12 @@ class RunWorker:
     def _leave_segment(self, position: Position) -> None:
         self._write()
         self._writer.sync()
-        checkpoint.save_snapshot(self._place, self._fold, position)
         self._snapshot_segment = position.segment
+        try:
+            checkpoint.save_snapshot(self._place, self._fold, position)
+        except OSError as error:
+            # A full disk. The segments stay, and the next one that is left takes them along.
+            logger.error("run %r: no snapshot can be kept: %s", self._place.name, error)
 
     def _ask_to_expire(self) -> float | None:
         """Ask that windows that have waited too long be given up on; how long until the next."""

@@ -168,9 +168,10 @@ class SummaryWriter:
         )  # fmt: skip
         self._start = FileStart(name, self.checkpoint, held)
         self._remember(self._start)
+        path = self._directory / name
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         os.close(self._fd)
-        self.path = self._directory / name
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self.path, self._fd = path, fd
         _sync_directory(self._directory)
         self._tail = b""
         self._end = 0

@@ -87,16 +87,22 @@ def _run_nodes(tree: ast.AST) -> Iterator[ast.AST]:
             yield from _run_nodes(child)
 
 
-def read_house() -> dict[str, set[str]]:
-    """Each module of the three packages with what it imports."""
-    house = {}
+def files_of_the_house() -> dict[str, Path]:
+    """Each module of the three packages, and where it is."""
+    files = {}
     for package, directory in PACKAGES.items():
         for path in directory.rglob("*.py"):
             parts = [package, *path.relative_to(directory).with_suffix("").parts]
-            is_package = parts[-1] == "__init__"
-            name = ".".join(parts[:-1] if is_package else parts)
-            house[name] = imports(path.read_text(), name, is_package=is_package)
-    return house
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
+
+
+def read_house() -> dict[str, set[str]]:
+    """Each module of the three packages with what it imports."""
+    return {
+        module: imports(path.read_text(), module, is_package=path.name == "__init__.py")
+        for module, path in files_of_the_house().items()
+    }
 
 
 HOUSE = read_house()
@@ -191,6 +197,17 @@ def test_sockets_are_opened_only_at_the_ends_of_the_wire() -> None:
     assert not {m for m in importers_of("zmq") if not is_within(m, MAY_IMPORT_ZMQ)}
 
 
+def test_sockets_of_the_operating_system_are_the_senders_too() -> None:
+    opening = {
+        module
+        for module, path in files_of_the_house().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("socket.socket", "socket.create_connection", "socketpair")
+    }
+    assert opening == {"ranktap.sender"} | (opening & MAY_IMPORT_ZMQ)
+
+
 def test_the_outbox_knows_no_sockets_and_no_disk() -> None:
     assert not [n for n in reached_from("ranktap.outbox") if is_within(n, SOCKETS | FILES)]
 
@@ -203,13 +220,12 @@ def test_windows_and_render_know_no_clock_file_socket_thread_or_configuration(mo
 
 @pytest.mark.parametrize("module", ["ranktapd.windows", "ranktapd.blob_windows", "ranktapd.render"])
 def test_windows_and_render_open_and_print_nothing(module: str) -> None:
-    for name in {each for each in HOUSE if is_within(each, {module} | reached_from(module))}:
-        package, *rest = name.split(".")
-        path = PACKAGES[package].joinpath(*rest)
-        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for name, path in files_of_the_house().items():
+        if not is_within(name, {module}) and name not in reached_from(module):
+            continue
         called = {
             node.func.id
-            for node in ast.walk(ast.parse(file.read_text()))
+            for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
         assert not called & {"open", "print", "input", "exec", "eval"}, name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import pytest
 import ranktap
 from ranktap.disabled import DisabledTap
 from ranktap.tap import Tap
+from ranktap_wire import places
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import accumulate, event_files, scalar_points
 from tests.support.scripts import OTHER_VERSION, run_python
@@ -369,6 +371,63 @@ def test_a_full_memory_drops_tensors_before_scalars_and_tells_once(
         "ranktap: records are being dropped: 4 MiB wait for ranktapd already",
         f"ranktap: 0 scalars and {dropped} other records were dropped",
     ]
+
+
+# -- finding a daemon -----------------------------------------------------------------------
+
+
+def test_an_endpoint_goes_before_a_logdir_and_both_before_the_service(
+    start_daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    daemon = start_daemon()
+    monkeypatch.setattr(places, "SERVICE_SOCKET", Path(daemon.endpoint.removeprefix("ipc://")))
+    elsewhere = tmp_path / "elsewhere"
+    with ranktap.init("by argument", endpoint=daemon.endpoint, logdir=elsewhere) as tap:
+        tap.scalar("loss", 1.0, 1)
+    assert tap.close()
+    with ranktap.init("the service") as tap:
+        tap.scalar("loss", 1.0, 1)
+    assert tap.close()
+    monkeypatch.setenv("RANKTAP_ENDPOINT", NOBODY)
+    tap = ranktap.init("by argument, too", endpoint=daemon.endpoint)
+    tap.scalar("loss", 1.0, 1)
+    assert tap.close()
+    tap = ranktap.init("nobody", logdir=elsewhere)
+    tap.scalar("loss", 1.0, 1)
+    assert not tap.close(timeout=0.1), "the environment's endpoint goes before the logdir"
+    monkeypatch.setenv("RANKTAP_ENDPOINT", daemon.endpoint)
+    with ranktap.init("by the environment", logdir=elsewhere) as tap:
+        tap.scalar("loss", 1.0, 1)
+    assert tap.close()
+    assert not elsewhere.exists()
+    assert daemon.stop() == 0
+    runs = {path.name for path in daemon.logdir.iterdir() if not path.name.startswith(".")}
+    assert runs == {"by argument", "by argument, too", "by the environment", "the service"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_daemon_is_reached_over_tcp(start_daemon: StartDaemon, host: str) -> None:
+    family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host.strip("[]"), 0))
+        port = probe.getsockname()[1]
+    daemon = start_daemon("--listen", f"tcp://{host}:{port}")
+    with ranktap.init("run", endpoint=f"tcp://{host}:{port}") as tap:
+        tap.scalar("loss", 1.0, 1)
+    assert tap.close()
+    assert read(daemon, "run") == {"loss": [(1, 1.0)]}
+
+
+def test_a_socket_that_nobody_has_left_alive_is_no_service(
+    start_daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = start_daemon()
+    path = Path(daemon.endpoint.removeprefix("ipc://"))
+    daemon.kill()
+    assert path.exists()
+    monkeypatch.setattr(places, "SERVICE_SOCKET", path)
+    with pytest.raises(LookupError, match=f"{path} does not answer"):
+        ranktap.init("run")
 
 
 # -- imports ------------------------------------------------------------------------------

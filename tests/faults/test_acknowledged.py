@@ -107,6 +107,28 @@ def test_what_was_synced_and_not_acknowledged_is_there_once_after_a_kill(
     }
 
 
+def test_after_a_sync_that_failed_it_ends_and_what_was_not_acknowledged_arrives_again(
+    daemon: DaemonProcess, points: Path
+) -> None:
+    with ranktap.init(RUN, endpoint=daemon.endpoint, rank=0, world_size=1) as tap:
+        _log(tap, 0, 100)
+        assert tap.flush()
+        _arm(points, "failing-sync")
+        _log(tap, 100, 200)
+        # It must not go on: what was dirty may be gone, and a second sync would say nothing of it.
+        assert daemon.process.wait(20) == 1
+        assert "Input/output error" in daemon.log
+        assert not tap.flush(timeout=0.5)
+        # Nor may the next one find it in the page cache, where it looks as if it were written.
+        assert lose_unsynced(points, _journal(daemon)) == 0
+        daemon.start()
+        assert tap.flush(timeout=30)
+    assert daemon.stop() == 0
+    assert scalar_points(Path(daemon.logdir) / RUN) == {
+        "loss": [(step, float(step)) for step in range(200)]
+    }
+
+
 # -- a client whose every message is under control -------------------------------------------
 
 

@@ -212,44 +212,86 @@ def test_folding_small_segments_with_kills_and_without_gives_the_same_bytes(
     assert len(list(place.journal.iterdir())) == 1
 
 
-def test_a_worker_that_ends_at_any_step_of_leaving_a_segment_is_continued_with_the_same_bytes(
-    small_segments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ends = group_ends(small_segments)
-    undisturbed = new_place(tmp_path / "undisturbed", small_segments)
-    fold_here(undisturbed, ends[-1:])
-    place = new_place(tmp_path / "ended", small_segments)
-    left = 0
+class EndedError(Exception):
+    """Stands for the end of the process."""
 
-    class EndedError(Exception):
-        """Stands for the end of the process."""
 
-    def ending(real: Callable[..., object]) -> Callable[..., object]:
+class Mortal:
+    """Lets this process's next calls that change the disk succeed, and then none.
+
+    The last write is done in part.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+        self._calls_left = calls
+        for owner, name in (
+            (os, "open"), (os, "fsync"), (os, "fdatasync"), (Path, "replace"), (Path, "unlink"),
+        ):  # fmt: skip
+            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
+        self._pwrite, self._write = os.pwrite, os.write
+        monkeypatch.setattr(os, "pwrite", self._partly_pwrite)
+        monkeypatch.setattr(os, "write", self._partly_write)
+
+    def _is_last(self) -> bool:
+        self._calls_left -= 1
+        return self._calls_left < 0
+
+    def _counted(self, real: Callable[..., object]) -> Callable[..., object]:
         def call(*arguments: object, **named: object) -> object:
-            nonlocal left
-            left -= 1
-            if left < 0:
+            if self._is_last():
                 raise EndedError
             return real(*arguments, **named)
 
         return call
 
-    # What leaving a segment does to the disk, a call at a time.
-    calls = [(os, "fsync"), (os, "fdatasync"), (os, "pwrite"), (Path, "replace"), (Path, "unlink")]
-    for owner, name in calls:
-        monkeypatch.setattr(owner, name, ending(getattr(owner, name)))
-    ended = 0
+    def _partly_pwrite(self, fd: int, data: memoryview, offset: int) -> int:
+        if self._is_last():
+            self._pwrite(fd, data[: len(data) // 2], offset)
+            raise EndedError
+        return self._pwrite(fd, data, offset)
+
+    def _partly_write(self, fd: int, data: memoryview) -> int:
+        if self._is_last():
+            self._write(fd, data[: len(data) // 2])
+            raise EndedError
+        return self._write(fd, data)
+
+
+@pytest.mark.parametrize("is_turned_over", [False, True], ids=["same file", "new file"])
+def test_a_worker_that_ends_at_any_step_is_continued_with_the_same_bytes(
+    small_segments: Path, tmp_path: Path, is_turned_over: bool
+) -> None:
+    ends = group_ends(small_segments)
+    begun = new_place(tmp_path / "begun", small_segments)
+    fold_here(begun, [ends[len(ends) // 3]])
+    if is_turned_over:
+        with open(event_files(begun.events)[0], "ab") as file:
+            file.write(b"\x7f")
+    trial = tmp_path / "trial"
+    place = place_of(trial)
+
+    def outcome() -> dict[str, bytes]:
+        assert len(list(place.journal.iterdir())) == 1, "segments were left behind"
+        return {path.name: path.read_bytes() for path in event_files(place.events)}
+
+    shutil.copytree(tmp_path / "begun", trial)
+    fold_here(place, ends[-1:])
+    expected = outcome()
+    assert len(expected) == (2 if is_turned_over else 1)
+    steps = 0
     while True:
-        left = 1 + ended % 7
-        try:
-            fold_here(place, ends[-1:])
-            break
-        except EndedError:
-            ended += 1
-            assert ended < 1_000
-    monkeypatch.undo()
-    assert ended >= 10
-    assert output(place) == output(undisturbed)
+        shutil.rmtree(trial)
+        shutil.copytree(tmp_path / "begun", trial)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            Mortal(monkeypatch, steps)
+            try:
+                fold_here(place, ends[-1:])
+                break
+            except EndedError:
+                steps += 1
+        fold_here(place, ends[-1:])
+        assert outcome() == expected, f"ended at step {steps}"
+    assert steps >= 30
 
 
 # -- other bytes --------------------------------------------------------------------------

@@ -144,6 +144,47 @@ def test_when_everything_is_on_one_full_disk_kills_lose_and_double_nothing(
     assert _points(disk.path / "runs" / RUN) == _logged(STEPS)
 
 
+def test_when_no_snapshot_can_be_kept_what_is_journaled_is_written_all_the_same(
+    start_daemon: DaemonStarter, small_disk: Callable[[int], SmallDisk], no_reserve: Path
+) -> None:
+    disk = small_disk(MIB)
+    state = disk.path / "state"
+    daemon = start_daemon(
+        "--config", str(no_reserve), "--segment-bytes", str(1 << 16), "--state-dir", str(state)
+    )
+    with ranktap.init(RUN, endpoint=daemon.endpoint, rank=0, world_size=1) as tap:
+        _log(tap, range(100))
+        assert tap.flush()
+        wait_for(daemon.workers, "a worker")
+        (worker,) = daemon.workers()
+        worker.suspend()
+        steps = 100
+        while "nothing is acknowledged until there is room" not in daemon.log:
+            _log(tap, range(steps, steps + 500))
+            steps += 500
+            tap.flush(timeout=0.5)
+        segments = len(list(state.rglob("*.journal")))
+        assert segments > 5
+        with open(disk.path / "filler", "wb", buffering=0) as filler:
+            while disk.free():
+                filler.write(bytes(min(disk.free(), 1 << 16)))
+        journaled = _size(state)
+        worker.resume()
+        wait_for(
+            lambda: len(_points(Path(daemon.logdir) / RUN)) * 40 > journaled,
+            "what is journaled to be written",
+        )
+        assert "no snapshot can be kept" in daemon.log
+        assert daemon.log.count("its worker ended") == 0
+        assert len(list(state.rglob("*.journal"))) == segments
+        disk.resize(64 * MIB)
+        _log(tap, range(steps, steps + 5_000))
+        assert tap.flush(timeout=30)
+        wait_for(lambda: len(list(state.rglob("*.journal"))) < 3, "the segments to be deleted")
+    assert daemon.stop() == 0
+    assert _points(Path(daemon.logdir) / RUN) == _logged(steps + 5_000)
+
+
 def test_when_the_event_files_disk_is_full_the_journal_keeps_what_follows(
     start_daemon: DaemonStarter, small_disk: Callable[[int], SmallDisk], tmp_path: Path
 ) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 import ranktap
@@ -151,3 +153,62 @@ def test_every_record_is_merged_or_counted_as_late_when_kills_meet_stragglers(
     for tag in tags:
         assert [step for step, _ in scalars[tag]] == list(range(steps))
         assert {value for _, value in scalars[tag]} <= {1.0, 2.0, 3.0, 4.0}
+
+
+@pytest.mark.timeout(120)
+def test_a_rank_that_stood_still_comes_back_with_nothing_lost_or_doubled_although_it_was_let_go(
+    start_daemon: Callable[..., DaemonProcess],
+) -> None:
+    steps, world_size = 240, 2
+    program = [sys.executable, "-m", "tests.support.impatient_daemon"]
+    daemon = start_daemon("--straggler-timeout", "3600", program=program)
+    ranks = [
+        start_rank(daemon.endpoint, RUN, rank, world_size, steps=steps, step_s=0.05)
+        for rank in range(world_size)
+    ]
+    directory = Path(daemon.logdir) / RUN
+    try:
+        wait_for(lambda: ledger.read_run(directory).points() > 500, "both ranks to have begun")
+        still = psutil.Process(ranks[1].pid)
+        still.suspend()
+        wait_for(lambda: "rank 1 (process" in daemon.log, "the daemon to let it go")
+
+        def has_points_of_one_rank() -> bool:
+            scalars = ledger.read_run(directory).scalars
+            return len(scalars["merged/00"]) > len(scalars["ranks/merged/00/min"])
+
+        wait_for(has_points_of_one_rank, "points without it")
+        daemon.kill()
+        daemon.start()
+        still.resume()
+        reports = [report(rank, 60) for rank in ranks]
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.kill()
+                rank.wait()
+    assert all(told["closed"] for told in reports), reports
+    assert daemon.stop() == 0
+
+    found, whole = ledger.read_run(directory), ledger.expected_run(world_size, range(steps))
+    for tag, series in whole.scalars.items():
+        if "own/" in tag:
+            assert found.scalars[tag] == series
+    assert found.pictures == whole.pictures
+    assert found.texts == whole.texts
+    # A merged point has both ranks' records, or only that of the rank that was there; then
+    # the other's is counted as late.
+    alone = 0
+    for tag in ledger.MERGED:
+        assert [step for step, _ in found.scalars[tag]] == list(range(steps))
+        of_both = {step for step, _ in found.scalars[f"ranks/{tag}/min"]}
+        for point, merged in zip(found.scalars[tag], whole.scalars[tag], strict=True):
+            step, value = point
+            assert value == (merged[1] if step in of_both else ledger.scalar(0, step, tag))
+        alone += steps - len(of_both)
+    assert [point[0] for point in found.histograms["weights"]] == [
+        point[0] for point in whole.histograms["weights"]
+    ]
+    alone += len(set(whole.histograms["weights"]) - set(found.histograms["weights"]))
+    assert alone > 0
+    assert found.scalars["ranktap/late"][-1][1] == alone

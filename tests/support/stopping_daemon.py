@@ -1,12 +1,13 @@
-"""A ranktapd that stops itself (SIGSTOP) at a named point of a commit.
+"""A ranktapd that stops itself (SIGSTOP) at a named point of a commit, or whose disk fails there.
 
     python -m tests.support.stopping_daemon DIRECTORY --logdir ...
 
 When DIRECTORY holds a file named as one of the points, the next commit to get there removes
-it and stops the process:
+it, and this happens:
 
-    before-sync    the group is written, and not synced
-    after-sync     the group is synced, and nobody was answered
+    before-sync    stopped when the group is written, and not synced
+    failing-sync   the sync fails with EIO
+    after-sync     stopped when the group is synced, and nobody was answered
 
 In DIRECTORY/synced, a file for each segment says how many bytes of it have been synced:
 what a machine that loses its power would still have.
@@ -14,6 +15,7 @@ what a machine that loses its power would still have.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -37,16 +39,21 @@ class Points:
         if path.suffix != ".journal":
             _real_fdatasync(fd)
             return
-        self._reach("before-sync")
+        if self._is_armed("before-sync"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if self._is_armed("failing-sync"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         _real_fdatasync(fd)
         (self._directory / "synced" / path.name).write_text(str(os.fstat(fd).st_size))
-        self._reach("after-sync")
-
-    def _reach(self, point: str) -> None:
-        armed = self._directory / point
-        if armed.exists():
-            armed.unlink()
+        if self._is_armed("after-sync"):
             os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _is_armed(self, point: str) -> bool:
+        armed = self._directory / point
+        if not armed.exists():
+            return False
+        armed.unlink()
+        return True
 
 
 def lose_unsynced(directory: Path, journal: Path) -> int:

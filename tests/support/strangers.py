@@ -173,7 +173,7 @@ class Talker(Stranger):
             try:
                 frames.read_message(parts)
             except FrameError as error:
-                if error.number == number:
+                if error.number == number and frames.session_of(parts) == self.session:
                     break
         self.send([*parts], "invalid", str(Code.REFUSED))
         self.last = max(self.last, number) if number == self.last + 1 else self.last

@@ -324,7 +324,7 @@ def test_a_bug_of_ours_is_told_and_does_not_reach_the_training(
 ) -> None:
     from ranktap import reduce
 
-    def broken(tensor: Tensor) -> Any:
+    def broken(tensor: Tensor, **named: Any) -> Any:
         raise RuntimeError("out of memory")
 
     model = network()
@@ -523,6 +523,19 @@ def test_autocast_outputs_are_seen_in_their_own_type(tap: Tap) -> None:
     found = logged(tap)
     assert found.value("activations/model/abs_max") == output.abs().max().item()
     assert found.value("gradients/weight/norm") > 0
+
+
+def test_what_nobody_trains_or_runs_is_read_at_each_step(tap: Tap) -> None:
+    model = network()
+    watch = tap.watch(model, every=2, activations=(), kernels=True)
+    for step in range(3):
+        tap.step(step)
+    tap._end_steps()
+    tap._end_steps()
+    watch.remove()
+    found = logged(tap)
+    assert found.steps("parameters/0.weight/norm") == [0, 2]
+    assert list(found.pictures["kernels/0.weight"]) == [0, 2]
 
 
 # -- names ------------------------------------------------------------------------------------
