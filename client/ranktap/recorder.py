@@ -20,9 +20,8 @@ import functools
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -30,6 +29,7 @@ import torch
 from ranktap import pictures, reduce
 from ranktap.collect import FIELDS, Collection, Group
 from ranktap.probes import Gate, is_recomputing
+from ranktap.shards import Held, Parameters, is_plain, local_part
 from ranktap_wire import limits, records
 from ranktap_wire.records import Across
 
@@ -57,18 +57,6 @@ def never_raises(method: M) -> M:
     return cast(M, guarded)
 
 
-class Held(Enum):
-    """Which ranks have which part of a tensor."""
-
-    OWN = auto()
-    """Each has its own: they merge."""
-    SAME = auto()
-    """All have the same, as DDP sees to: the first rank's counts."""
-    PERHAPS_SAME = auto()
-    """A plain parameter of a job of several ranks: the same where they have one of that name.
-    Pipeline stages have others: so what any rank has is shown, and of a name the lowest rank's."""
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What is asked for, checked."""
@@ -81,28 +69,9 @@ class Settings:
     max_edge: int
     prefix: str
     """Of names in tags, with its "/"; empty for none."""
+    has_optimizer: bool
     first_rank: int
     """The lowest rank that takes part."""
-
-
-class Parameters:
-    """The watched parameters, by name: not held, but looked up where they are.
-
-    FSDP, `model.to` and lazy modules put other objects in their place.
-    """
-
-    def __init__(self, owners: Mapping[str, tuple[Any, str]], held: Mapping[str, Held]) -> None:
-        self._owners = {
-            name: (weakref.ref(module), attribute) for name, (module, attribute) in owners.items()
-        }
-        self.held = held
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        for name, (owner, attribute) in self._owners.items():
-            module = owner()
-            parameter = None if module is None else getattr(module, attribute, None)
-            if parameter is not None:
-                yield name, parameter
 
 
 class Recorder:
@@ -128,6 +97,14 @@ class Recorder:
         self._parameters = parameters
         self._kernels = kernels
         self._has_forward = has_forward
+        self._needs = {
+            section: (
+                "histogram" in kinds or bool({"mean", "std"} & set(FIELDS[section])),
+                "moments" in kinds and "zeros" in FIELDS[section],
+            )
+            for section, kinds in settings.kinds.items()
+        }
+        """Whether sums and zeros are wanted of a section's tensors."""
         self._groups: dict[tuple[str, Held], Group] = {}
         self._collection = Collection()
         self._pictures: dict[str, Any] = {}
@@ -139,6 +116,7 @@ class Recorder:
         self._part = 0
         self._capturing = False
         self._trains = False
+        self._ever_saw = False
         self._seen_eval = False
         self._stepped_now = False
         self._optimizer_steps: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -159,7 +137,7 @@ class Recorder:
         """`tap.step` is being called."""
         if number == self._number:
             return
-        self._end_without_optimizer()
+        self._end_without_optimizer(is_over=True)
         self._begin(number)
 
     def _begin(self, number: int) -> None:
@@ -171,13 +149,20 @@ class Recorder:
     @never_raises
     def end(self) -> None:
         """Hand over what there is: the watch is removed, or the tap is flushed."""
-        self._end_without_optimizer()
+        self._end_without_optimizer(is_over=False)
 
-    def _end_without_optimizer(self) -> None:
-        # Where nothing trains the parameters are read here; their gradients belong to nobody.
+    def _end_without_optimizer(self, *, is_over: bool) -> None:
+        """Hand over what there is, with the parameters where no optimizer brings them.
+
+        A step that is not over may be one that trains, and its optimizer still comes.
+        """
+        model = self._model()
+        waits = (
+            not is_over and self._settings.has_optimizer and model is not None and model.training
+        )
         seen = self._collection or self._pictures
         alone = self._tap._has_steps and not (self._has_forward or self._trains or self._part)
-        if self.gate.on and not self._stepped_now and (seen or alone):
+        if self.gate.on and not self._stepped_now and (alone or (seen and not waits)):
             self._read_parameters(None)
             self._read_kernels(None)
         self._hand_over()
@@ -221,7 +206,7 @@ class Recorder:
         if not self._has_any(ids):
             return
         chosen = [(name, parameter) for name, parameter in self._parameters if id(parameter) in ids]
-        if self._has_forward and not self._saw_forward() and not self._capturing:
+        if self._has_forward and not self._ever_saw and not self._capturing:
             self._tell_unseen()
         if self._settings.kinds["gradients"]:
             for name, parameter in chosen:
@@ -287,7 +272,7 @@ class Recorder:
             if before is None:
                 continue
             local, _ = local_part(parameter, Held.OWN)
-            reference = reduce.moments(before, zeros=False)
+            reference = reduce.moments(before, total=False, zeros=False)
             with torch.no_grad():
                 torch.sub(local, before, out=before)
             self.measure(section, name, before, like=parameter, reference=reference)
@@ -298,6 +283,7 @@ class Recorder:
     @never_raises
     def see(self, section: str, name: str, path: str, tensor: Any) -> None:
         """A probe's tensor."""
+        self._ever_saw = True
         if section in FORWARD_SECTIONS and not self._is_counted():
             return
         self.measure(section, name + path, tensor, is_parameter=False)
@@ -326,7 +312,7 @@ class Recorder:
         """A convolution's weight, drawn once a step."""
         if tag in self._pictures:
             return
-        if not _is_plain(weight):
+        if not is_plain(weight):
             self.tell(tag, "a rank has only a shard of it, and a picture would need a collective")
             return
         try:
@@ -342,6 +328,7 @@ class Recorder:
         Not when backward runs it again for activation checkpointing, and not evaluation
         in a job that trains, unless it was asked for by `capture`.
         """
+        self._ever_saw = True
         if is_recomputing():
             return False
         model = self._model()
@@ -388,7 +375,8 @@ class Recorder:
             return
         kinds = self._settings.kinds[section]
         if kinds & {"moments", "histogram"}:
-            row = reduce.moments(local, zeros="zeros" in FIELDS[section])
+            total, zeros = self._needs[section]
+            row = reduce.moments(local, total=total, zeros=zeros)
             if reference is not None:
                 row = reduce.with_reference(row, reference)
             counts = reduce.bit_counts(local) if "histogram" in kinds else None
@@ -437,29 +425,6 @@ class Recorder:
                 "no module was seen in this step: a model that was compiled and run before "
                 "`watch` never calls hooks that are added later",
             )
-
-
-def local_part(tensor: Any, expected: Held) -> tuple[Any | None, Held | None]:
-    """This rank's part of a tensor and which ranks have which, without a collective.
-
-    (None, OWN): another rank counts for it. (None, None): it is a sum that is still to be made.
-    """
-    placements = getattr(tensor, "placements", None)
-    if placements is None or not hasattr(tensor, "to_local"):
-        return tensor, expected
-    if any(placement.is_partial() for placement in placements):
-        return None, None
-    coordinate = tensor.device_mesh.get_coordinate()
-    if coordinate is None:
-        return None, Held.OWN
-    for placement, place in zip(placements, coordinate, strict=True):
-        if placement.is_replicate() and place != 0:
-            return None, Held.OWN
-    return tensor.detach().to_local(), Held.OWN
-
-
-def _is_plain(tensor: Any) -> bool:
-    return not hasattr(tensor, "placements")
 
 
 def _ids(optimizer: Any) -> set[int]:

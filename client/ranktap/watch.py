@@ -21,7 +21,8 @@ from torch.optim.optimizer import (
 from ranktap import names
 from ranktap.collect import FIELDS
 from ranktap.probes import Accumulated, After, Before, Site
-from ranktap.recorder import Held, Parameters, Recorder, Settings
+from ranktap.recorder import Recorder, Settings
+from ranktap.shards import Held, Parameters
 from ranktap_wire import records
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def watch(tap: Tap, model: Any, given: Mapping[str, Any]) -> Watch:
     include = names.patterns(given["include"], "include")
     exclude = names.patterns(given["exclude"], "exclude")
     ranks = _ranks(given["ranks"], tap.world_size)
+    optimizers = _optimizers(given["optimizer"])
     settings = Settings(
         every=_whole("every", given["every"]),
         kinds=kinds,
@@ -93,9 +95,9 @@ def watch(tap: Tap, model: Any, given: Mapping[str, Any]) -> Watch:
         max_maps=_whole("max_maps", given["max_maps"]),
         max_edge=_whole("max_edge", given["max_edge"]),
         prefix=_prefix(given["name"]),
+        has_optimizer=optimizers is not None,
         first_rank=min(ranks),
     )
-    optimizers = _optimizers(given["optimizer"])
 
     modules, owners, held = _named(model, tap.world_size)
     known = [*modules, *owners]

@@ -200,14 +200,10 @@ def test_an_answer_to_a_gap_names_no_batch_that_is_not_on_disk(
     client.batch(4)  # 3 was lost on the way
     client.settle()
     daemon.process.send_signal(signal.SIGCONT)
-    assert client.answers() == [frames.Ack(1)]
     _wait_until_stopped(daemon)
     # A client forgets what a gap's answer says that the daemon has.
-    assert client.answers(wait_s=0.5) == []
+    told = client.answers(wait_s=0.5)
+    assert told in ([], [frames.Ack(1)])
     daemon.process.send_signal(signal.SIGCONT)
-    told = client.answers()
-    wait_for(lambda: len(told) == 2 or told.extend(client.answers(0.1)), "both answers")
-    assert [(type(answer), answer.number) for answer in told] == [
-        (frames.Ack, 2),
-        (frames.Error, 2),
-    ]
+    wait_for(lambda: told.extend(client.answers(0.1)) or len(told) >= 3, "all answers")
+    assert told == [frames.Ack(1), frames.Ack(2), frames.Error("gap", "batch 3 is missing", 2)]

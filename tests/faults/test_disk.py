@@ -155,7 +155,7 @@ def test_when_no_snapshot_can_be_kept_what_is_journaled_is_written_all_the_same(
     with ranktap.init(RUN, endpoint=daemon.endpoint, rank=0, world_size=1) as tap:
         _log(tap, range(100))
         assert tap.flush()
-        wait_for(daemon.workers, "a worker")
+        wait_for(lambda: _points(Path(daemon.logdir) / RUN), "the worker to write")
         (worker,) = daemon.workers()
         worker.suspend()
         steps = 100

@@ -19,6 +19,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from ranktapd import cli
@@ -40,13 +41,18 @@ class Points:
             _real_fdatasync(fd)
             return
         if self._is_armed("before-sync"):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            self._stop()
         if self._is_armed("failing-sync"):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         _real_fdatasync(fd)
         (self._directory / "synced" / path.name).write_text(str(os.fstat(fd).st_size))
         if self._is_armed("after-sync"):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            self._stop()
+
+    def _stop(self) -> None:
+        # What was answered before is on its way in libzmq's own thread, which stops too.
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGSTOP)
 
     def _is_armed(self, point: str) -> bool:
         armed = self._directory / point

@@ -211,7 +211,11 @@ class Talker(Stranger):
     def settle(self) -> None:
         """End with a batch that is right, and wait until it is acknowledged, with all before it."""
         self.good()
-        self.expect(lambda answer: answer == Ack(self.last), f"an acknowledgement of {self.last}")
+
+        def is_it(answer: DaemonMessage) -> bool:
+            return isinstance(answer, Ack) and answer.number == self.last
+
+        self.expect(is_it, f"an acknowledgement of {self.last}")
 
     def say_goodbye(self) -> None:
         self.send(frames.pack_bye(self.session), "bye")

@@ -433,6 +433,25 @@ def test_several_optimizers_of_one_model_make_one_step(tap: Tap) -> None:
         assert found.steps(tag) == [0, 1], tag
 
 
+def test_a_flush_in_the_middle_of_a_step_doubles_nothing(
+    tap: Tap, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = network()
+    optimizer = sgd(model)
+    tap.watch(model, every=1, kernels=True)
+    for step in range(2):
+        tap.step(step)
+        loss = model(batch()).sum()
+        tap._end_steps()
+        loss.backward()
+        optimizer.step()
+        tap._end_steps()
+    found = logged(tap)  # it raises where a tag comes twice at one step
+    for tag in ("activations/0/rms", "gradients/0.weight/norm", "parameters/0.weight/norm"):
+        assert found.steps(tag) == [0, 1], tag
+    assert not [r for r in caplog.records if "leaves out" in r.getMessage()]
+
+
 def test_a_named_optimizer_is_the_only_one(tap: Tap) -> None:
     model = network()
     named, other = sgd(model), sgd(model)
@@ -967,3 +986,24 @@ def test_hooks_that_a_compiled_model_never_calls_are_told(
     assert logged(tap).steps("gradients/0.weight/norm") == [0, 1, 2]
     told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert sum("compiled and run before" in message for message in told) == 1
+
+
+# -- CUDA -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the training stream on CUDA")
+def test_on_cuda_nothing_waits_for_the_device(tap: Tap) -> None:
+    model = network().cuda()
+    optimizer = sgd(model)
+    images = batch().cuda()
+    tap.watch(model, every=1, **EVERYTHING, feature_maps=True, kernels=True)
+    train(model, optimizer, 2, inputs=lambda: images)  # cuDNN and pinned memory: once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train(model, optimizer, 3, inputs=lambda: images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    found = logged(tap)
+    assert found.steps("gradients/0.weight/norm") == [0, 1, 2, 3, 4]
+    assert found.histograms["activations/0"][4].num == 288
