@@ -16,11 +16,11 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Set
-from concurrent.futures import Executor
+from collections.abc import Callable, Set
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import msgpack
 
@@ -32,6 +32,9 @@ from ranktapd.runs import RunPlace
 from ranktapd.summary_writer import FileStart, SummaryWriter
 
 logger = logging.getLogger("ranktapd")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class RecoveryError(Exception):
@@ -65,22 +68,36 @@ def recover(place: RunPlace, last: int, skipped: Set[int], executor: Executor) -
             f"{writer.path} holds everything up to entry {reached.sequence} of a journal that "
             f"ends at entry {last}: move one of them away"
         )
-    fold, position = _restore(place, snapshots, reached, executor)
+    fold, position = _restore(place, snapshots, reached, _Nobody())
     reader = JournalReader(place.journal, position)
     if reached is not None:
         replay(fold, reader, reached, skipped)
+    fold.executor = executor
     return Standing(fold, reader, writer)
 
 
 def replay(fold: Fold, reader: JournalReader, upto: Position, skipped: Set[int]) -> None:
     """Fold what is in the event file already, without writing it."""
+    in_group = False
     for entry in reader.entries(upto.sequence):
         if isinstance(entry, Damage):
             continue
+        in_group = True
         if entry.sequence not in skipped:
             fold.apply(entry)
         if entry.ends_group:
             fold.close_group(str(entry.after))
+            in_group = False
+    if in_group:
+        # Its end has been damaged since it was written.
+        fold.close_group(str(upto))
+
+
+class _Nobody(Executor):
+    """Draws no picture: those that are in the event file are not needed again."""
+
+    def submit(self, fn: Callable[P, T], /, *arguments: P.args, **named: P.kwargs) -> Future[T]:
+        return Future()
 
 
 def save_snapshot(place: RunPlace, fold: Fold, position: Position) -> None:

@@ -150,7 +150,7 @@ class Fold:
         self._tables: dict[tuple[bytes, bytes, int], _TableIds] = {}
         self._field_ids: dict[tuple[tuple[str, ...], tuple[str, ...], int], NDArray[np.int64]] = {}
         self._direct: list[Direct] = []
-        self._executor = executor
+        self.executor = executor
         self._out: list[bytes | memoryview | _Picture] = []
         self._new_charts = False
         self._told: set[str] = set()
@@ -369,7 +369,7 @@ class Fold:
             self._write_histogram(tag, blob.step, blob.wall_time, _histogram_of(blob), max_bins)
             return
         nbytes = byte_view(blob.data).nbytes
-        value = self._executor.submit(_RENDERERS[blob.kind], tag, blob)
+        value = self.executor.submit(_RENDERERS[blob.kind], tag, blob)
         self._out.append(_Picture(tag, blob.step, blob.wall_time, value, nbytes))
 
     def _tag(self, tag: str, kind: str) -> int:

@@ -19,9 +19,9 @@ import psutil
 import ranktap
 from tests.support.timing import SlowestCall
 
-PICTURES = 200
+PICTURES = 100
 PICTURE_SHAPE = (3, 512, 512)
-SCALARS = 2_000_000
+SCALARS = 1_000_000
 
 
 def main() -> None:
