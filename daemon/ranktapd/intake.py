@@ -90,6 +90,8 @@ class Intake:
         self._metrics = metrics
         self._sessions: dict[bytes, tuple[Run, Session]] = {}
         self._round = _Round()
+        self._sender: zmq.Frame | None = None
+        """The first frame of the message in hand, which knows where it came from."""
         self._log_second = 0
         self._log_lines = 0
         self.full = False
@@ -114,6 +116,7 @@ class Intake:
             ]
             count += 1
             taken_bytes += sum(map(len, received))
+            self._sender = peer
             self._take(peer.bytes, parts)
         self.commit()
         return count == ROUND_MESSAGES or taken_bytes >= ROUND_BYTES
@@ -309,7 +312,10 @@ class Intake:
             self._log_second, self._log_lines = second, 0
         self._log_lines += 1
         if self._log_lines <= LOG_LINES_A_SECOND:
-            logger.warning("refused a message of peer %s: %s: %s", peer.hex(), code, text[:200])
+            logger.warning(
+                "refused a message from %s (peer %s): %s: %s",
+                _address(self._sender), peer.hex(), code, text[:200],
+            )  # fmt: skip
 
     def _answer(self, peer: bytes, answer: DaemonMessage) -> None:
         try:
@@ -320,3 +326,11 @@ class Intake:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
+
+
+def _address(frame: zmq.Frame | None) -> str:
+    """Where a message came from: an IP address; over ipc host:uid:gid:pid of the process."""
+    try:
+        return str(frame.get("Peer-Address")) if frame is not None else "?"
+    except zmq.ZMQError:
+        return "?"

@@ -103,7 +103,8 @@ class Run:
         """Fold the last segment, which begins with all that is needed of those before it."""
         last = self.journal.last
         numbers = [number for number in segments(self.place.journal) if number <= last]
-        start = numbers[0]
+        # None: a damaged group was all that the journal still had, and was cut off.
+        start = numbers[0] if numbers else last + 1
         for number in reversed(numbers):
             if any(isinstance(entry, Entry) for entry in self._entries(number, number)):
                 start = number

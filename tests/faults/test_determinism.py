@@ -20,6 +20,7 @@ from tests.support.folding import (
     RUN,
     WorkerProcess,
     count_entries,
+    entries,
     fold_here,
     group_ends,
     new_place,
@@ -376,6 +377,65 @@ def test_a_new_file_whose_tail_differs_too_is_followed_by_a_third(
         assert (third.events / new.name).read_bytes() == changed
         assert written_records(third.events) == written_records(small_recording.events)
         shutil.rmtree(trial)
+
+
+# -- a damaged journal --------------------------------------------------------------------
+
+
+def _damage(place: RunPlace, sequence: int) -> None:
+    """Change the last byte of an entry's payload."""
+    (segment,) = place.journal.iterdir()
+    (entry,) = [each for each in entries(place.journal) if each.sequence == sequence]
+    data = bytearray(segment.read_bytes())
+    last_frame = bytes(entry.frames[-1])
+    at = data.rindex(last_frame, 0, entry.after.offset)
+    data[at + len(last_frame) - 1] ^= 0x01
+    segment.write_bytes(data)
+
+
+def _own_series(records: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
+    return {tag: points for tag, points in records.items() if "own/" in tag}
+
+
+def test_a_damaged_entry_is_reported_and_everything_else_is_written_the_same_each_time(
+    straight_recording: RunPlace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends = group_ends(straight_recording.journal)
+    whole = _own_series(scalar_points(straight_recording.events))
+    damaged = ends[len(ends) // 2]
+    outputs = []
+    for name, announced in (("at once", ends[-1:]), ("one by one", ends)):
+        place = new_place(tmp_path / name, straight_recording.journal)
+        _damage(place, damaged)
+        fold_here(place, announced)
+        outputs.append(output(place))
+        found = _own_series(scalar_points(place.events))
+        assert found.keys() == whole.keys()
+        lost = {tag for tag in whole if found[tag] != whole[tag]}
+        # One batch: some steps of one rank.
+        assert len({tag.rpartition("/")[2] for tag in lost}) == 1
+        for tag in lost:
+            assert set(found[tag]) < set(whole[tag])
+            assert found[tag] == sorted(set(found[tag]))
+    assert outputs[0] == outputs[1]
+    assert f"entries {damaged} to {damaged} are damaged" in caplog.text
+
+
+def test_an_entry_that_is_damaged_after_it_was_written_is_not_missed_and_nothing_is_doubled(
+    straight_recording: RunPlace, tmp_path: Path
+) -> None:
+    journal = resegmented(
+        straight_recording.journal, tmp_path / "journal", 1 << 30, groups_in_one=3
+    )
+    ends = group_ends(journal)
+    place = new_place(tmp_path, journal)
+    middle = len(ends) // 2
+    fold_here(place, [ends[middle]])
+    # The last of its group: where the group ended can only be told by the checkpoint.
+    _damage(place, ends[middle])
+    fold_here(place, ends[-1:])
+    expected = scalar_points(straight_recording.events)
+    assert _own_series(scalar_points(place.events)) == _own_series(expected)
 
 
 # -- read meanwhile -----------------------------------------------------------------------

@@ -184,6 +184,9 @@ def test_strangers_are_counted_and_answered_and_cost_the_healthy_nothing(
     assert healthy.tap.close(30)
     assert daemon.stop() == 0, daemon.log
     assert "Traceback" not in daemon.log
+    # Whoever reads the log can find the process that sends such things.
+    this_process = f"localhost:{os.getuid()}:{os.getgid()}:{os.getpid()}"
+    assert f"refused a message from {this_process} (peer " in daemon.log
     assert scalar_points(Path(daemon.logdir) / "healthy") == healthy.expected()
     shown = scalar_points(Path(daemon.logdir) / RUN)
     for talker in talkers:

@@ -130,18 +130,25 @@ def _last_entry(journal: Path) -> int:
         shutil.rmtree(copy)
 
 
-def resegmented(journal: Path, target: Path, segment_bytes: int) -> Path:
-    """The same groups in segments of another size, each beginning with what segments begin with."""
+def resegmented(journal: Path, target: Path, segment_bytes: int, *, groups_in_one: int = 1) -> Path:
+    """The same entries in segments of another size, each beginning with what segments begin with.
+
+    Of each so many groups one is made.
+    """
     sessions = RunSessions()
     writer = JournalWriter(
         target, segment_bytes=segment_bytes, preamble=lambda: [pack_entry(sessions.so_far())]
     )
     moved: dict[int, int] = {}
     group: list[Entry] = []
+    groups = 0
+    last = entries(journal)[-1].sequence
     for entry in entries(journal):
         group.append(entry)
-        if not entry.ends_group:
+        groups += entry.ends_group
+        if groups < groups_in_one and entry.sequence < last:
             continue
+        groups = 0
         said = [(each, read_entry(each.frames)) for each in group]
         kept = [(each, words) for each, words in said if not isinstance(words, SessionsSoFar)]
         for _, words in kept:

@@ -454,7 +454,7 @@ def test_what_is_refused_is_answered_counted_logged_and_touches_nothing_else(
     assert [*station.tmp_path.iterdir()] == []
     assert station.count("refused", code=str(code)) == 1
     assert station.count("messages", type="invalid") == 1
-    assert f"refused a message of peer {PEER.hex()}: {code}: " in caplog.text
+    assert f"refused a message from ? (peer {PEER.hex()}): {code}: " in caplog.text
 
 
 def test_a_daemon_that_keeps_no_more_runs_says_so(station: Station) -> None:
@@ -696,6 +696,22 @@ def test_a_segment_whose_beginning_is_damaged_is_helped_by_the_one_before(
     station.restart()
     assert "entries 4 to 4 are damaged" in caplog.text
     assert station.hear(greeting(first=1)) == [welcome(3)]
+
+
+def test_a_run_whose_last_group_was_all_that_was_left_and_is_damaged_goes_on(
+    station: Station,
+) -> None:
+    station.hear(greeting())
+    run = station.runs["run"]
+    run.journal._segment_bytes = 1
+    station.hear(batch(1))
+    # Workers have written all before it, and it is gone from the disk.
+    segment_path(run.place.journal, 1).unlink()
+    flip_bit(run.journal.path, journal.START.offset + 40, 0)
+    station.restart()
+    assert station.runs["run"].journal.cut is not None
+    assert station.hear(greeting(first=2)) == [welcome(1)]
+    assert station.hear(batch(2)) == [Ack(2)]
 
 
 def test_a_journal_of_a_later_release_is_refused_not_misread(station: Station) -> None:
