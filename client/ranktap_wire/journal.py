@@ -534,7 +534,7 @@ class JournalWriter:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._sync:
                 os.fdatasync(fd)
-                _sync_directory(self.directory)
+                sync_directory(self.directory)
         except OSError as error:
             os.close(fd)
             path.unlink(missing_ok=True)
@@ -566,7 +566,7 @@ class JournalWriter:
         os.lseek(self._fd, self._offset, os.SEEK_SET)
         # What a killed process had written and not synced counts from now on.
         self._flush()
-        _sync_directory(self.directory)
+        sync_directory(self.directory)
 
 
 def _end_of_groups(data: memoryview, segment: int) -> tuple[int, int]:
@@ -598,10 +598,11 @@ def _make_directory(directory: Path) -> None:
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive the machine: of files made, renamed, deleted."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -24,7 +24,15 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgpack
 
-from ranktap_wire.journal import START, Damage, JournalReader, Position, segment_path, segments
+from ranktap_wire.journal import (
+    START,
+    Damage,
+    JournalReader,
+    Position,
+    segment_path,
+    segments,
+    sync_directory,
+)
 from ranktapd import event_file
 from ranktapd.entries import RunBegins, read_entry
 from ranktapd.fold import Fold
@@ -202,8 +210,4 @@ def _replace_file(path: Path, content: bytes) -> None:
     finally:
         os.close(fd)
     partial.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ranktap_wire.journal import sync_directory
 from ranktapd import event_file
 from ranktapd.event_file import Scan
 
@@ -70,7 +71,7 @@ class SummaryWriter:
         is_new = not self.path.exists()
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if is_new:
-            _sync_directory(directory)
+            sync_directory(directory)
         self._found = self._scan()
         behind = os.fstat(self._fd).st_size - self._found.checkpoint_end
         self._tail = os.pread(self._fd, behind, self._found.checkpoint_end)
@@ -172,7 +173,7 @@ class SummaryWriter:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         os.close(self._fd)
         self.path, self._fd = path, fd
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
         self._tail = b""
         self._end = 0
 
@@ -187,11 +188,3 @@ def _skip_records(records: bytes, count: int) -> bytes:
             break
         begin = end
     return records[begin:]
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
