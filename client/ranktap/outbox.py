@@ -19,6 +19,7 @@ the batches leave of the memory; every change of those sets it anew.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -28,7 +29,9 @@ import numpy as np
 
 from ranktap.staging import Snapshot
 from ranktap_wire import limits
-from ranktap_wire.records import Across, Batch, Blob, Columns, Kind, byte_view
+from ranktap_wire.records import Across, Batch, Blob, Columns, Kind, Style, byte_view, scalar_code
+
+logger = logging.getLogger("ranktap")
 
 ROW_ITEMS = 4
 ROW_BYTES = 128
@@ -51,6 +54,8 @@ class Pending:
 
     blob: Blob
     arrived: Callable[[], bool] | None
+    nbytes: int
+    """What it takes, which stays when it is changed as it arrives."""
 
 
 @dataclass(slots=True)
@@ -95,7 +100,8 @@ class Outbox:
         self.row_limit = 0
         """Items that `rows` may hold; the caller compares before it appends."""
         self.tags: list[str] = []
-        self.policies: list[Across] = []
+        self.codes: list[int] = []
+        """The `scalar_code` of each."""
         self.dropped_scalars = 0
         self.dropped_blobs = 0
         self._blobs: deque[Pending] = deque()
@@ -109,22 +115,27 @@ class Outbox:
 
     # -- the training thread's side ---------------------------------------------------
 
-    def add_tag(self, tag: str, policy: Across) -> int:
-        """The index of a tag that has none yet."""
+    def add_tag(self, tag: str, policy: Across, style: Style = Style.SIMPLE) -> int:
+        """The index of a tag, or of a name with a sub-run, that has none yet."""
         with self._lock:
             self.tags.append(tag)
-            self.policies.append(policy)
+            self.codes.append(scalar_code(policy, style))
             return len(self.tags) - 1
 
-    def add_blob(self, blob: Blob, arrived: Callable[[], bool] | None) -> bool:
-        """Keep a blob; False when there is no room for it, and it was counted."""
-        nbytes = _blob_bytes(blob)
+    def add_blob(
+        self, blob: Blob, arrived: Callable[[], bool] | None, at_least_bytes: int = 0
+    ) -> bool:
+        """Keep a blob; False when there is no room for it, and it was counted.
+
+        `at_least_bytes` is what it takes until it has arrived, when that is more.
+        """
+        nbytes = max(_blob_bytes(blob), at_least_bytes + BLOB_BYTES)
         with self._lock:
             if not self._fits(nbytes):
                 self.dropped_blobs += 1
                 return False
             self._blob_bytes += nbytes
-            self._blobs.append(Pending(blob, arrived))
+            self._blobs.append(Pending(blob, arrived, nbytes))
             self._update_row_limit()
             return True
 
@@ -249,20 +260,25 @@ class Outbox:
         taken = self.rows[: count * ROW_ITEMS]
         del self.rows[: count * ROW_ITEMS]
         rows = count
+        left_queue = 0
         while self._scalars and count < limits.SCALARS:
             scalar = self._scalars[0]
-            if scalar.value.arrived is not None and not scalar.value.arrived():
+            is_here = _is_here(scalar.value.arrived)
+            if is_here is False:
                 break
-            value = _first_value(scalar.value)
-            taken += (scalar.tag_index, scalar.step, scalar.wall_time, value)
-            count += 1
+            if is_here:
+                value = _first_value(scalar.value)
+                taken += (scalar.tag_index, scalar.step, scalar.wall_time, value)
+                count += 1
             with self._lock:
                 self._scalars.popleft()
                 self._scalar_bytes -= DEVICE_SCALAR_BYTES
+                self.dropped_scalars += not is_here
+            left_queue += 1
         self._taken = replace(
             self._taken,
             rows=self._taken.rows + rows * ROW_ITEMS,
-            scalars=self._taken.scalars + count - rows,
+            scalars=self._taken.scalars + left_queue,
         )
         return self._columns(taken) if count else None
 
@@ -275,7 +291,7 @@ class Outbox:
         tags = [self.tags[i] for i in used.tolist()]
         return Columns(
             tags=tags,
-            across=np.array([self.policies[i] for i in used.tolist()], np.uint8),
+            across=np.array([self.codes[i] for i in used.tolist()], np.uint8),
             tag_index=local[index],
             step=np.array(rows[1::ROW_ITEMS], np.int64),
             wall_time=np.array(rows[2::ROW_ITEMS], np.float64),
@@ -284,14 +300,22 @@ class Outbox:
 
     def _take_blobs(self) -> tuple[list[Blob], int]:
         blobs: list[Blob] = []
-        total = header_bytes = frames = 0
+        total = header_bytes = frames = lost = 0
         while self._blobs and len(blobs) < limits.BLOBS // 2:
             pending = self._blobs[0]
-            if pending.arrived is not None and not pending.arrived():
+            is_here = _is_here(pending.arrived)
+            if is_here is False:
                 break
-            nbytes = _blob_bytes(pending.blob)
+            if is_here is None or not _may_travel(pending.blob):
+                self._blobs.popleft()
+                lost += 1
+                with self._lock:
+                    self._blob_bytes -= pending.nbytes
+                    self.dropped_blobs += 1
+                continue
+            nbytes = pending.nbytes
             header_bytes += 256 + len(pending.blob.tag.encode())
-            frames += 1 + len(pending.blob.buffers)
+            frames += 1 + len(pending.blob.parts)
             if blobs and (
                 total + nbytes > limits.BATCH_TARGET_BYTES
                 or header_bytes > HEADER_TARGET_BYTES
@@ -301,12 +325,39 @@ class Outbox:
             self._blobs.popleft()
             blobs.append(pending.blob)
             total += nbytes
-        self._taken = replace(self._taken, blobs=self._taken.blobs + len(blobs))
+        self._taken = replace(self._taken, blobs=self._taken.blobs + len(blobs) + lost)
         return blobs, total
 
 
+def _is_here(arrived: Callable[[], bool] | None) -> bool | None:
+    """Whether a copy has arrived; None: it never will.
+
+    A device that has failed ends its training, but what was logged before must still be sent.
+    """
+    try:
+        return arrived is None or arrived()
+    except Exception as error:
+        logger.warning("ranktap: a record is lost on its way from its device: %s", error)
+        return None
+
+
+def _may_travel(blob: Blob) -> bool:
+    """Whether it is within the daemon's limit, now that it is here.
+
+    What is encoded as it arrives may have grown. A frame over libzmq's MAXMSGSIZE would end the
+    connection, again and again, and nothing behind it would ever be sent.
+    """
+    nbytes = _blob_bytes(blob) - BLOB_BYTES
+    if nbytes > limits.RECORD_BYTES:
+        logger.warning(
+            "ranktap: %r is dropped: it has become %d bytes, at most %d are allowed",
+            blob.tag, nbytes, limits.RECORD_BYTES,
+        )  # fmt: skip
+    return nbytes <= limits.RECORD_BYTES
+
+
 def _blob_bytes(blob: Blob) -> int:
-    others = sum(byte_view(buffer).nbytes for buffer in blob.buffers.values())
+    others = sum(byte_view(buffer).nbytes for buffer in blob.parts.values())
     return byte_view(blob.data).nbytes + others + BLOB_BYTES
 
 

@@ -68,6 +68,18 @@ RUN_COMPONENTS: Final = 16
 HOST_BYTES: Final = 255
 """A host name, as in POSIX."""
 
+ABOUT_ENTRIES: Final = 32
+"""What a rank says about itself: versions, device, command line, each under a name."""
+
+ABOUT_KEY_BYTES: Final = 32
+"""Such a name."""
+
+ABOUT_VALUE_BYTES: Final = 1 * KIB
+"""What stands under it: a command line fits, or most of it."""
+
+ABOUT_BYTES: Final = 8 * KIB
+"""All of it: an eighth of a header."""
+
 SUFFIX_BYTES: Final = 64
 """`filename_suffix`: part of a file name that also holds time, host and pid."""
 
@@ -77,8 +89,19 @@ WORLD_SIZE: Final = 100_000
 DIMENSIONS: Final = 8
 """Dimensions of a tensor."""
 
-PARAMETERS_BYTES: Final = 4 * KIB
-"""What a record says besides its data, as msgpack: edges of buckets travel in a buffer."""
+TENSOR_ELEMENTS: Final = 16 * MIB
+"""Numbers of a tensor that is kept as such. In an event a negative integer takes ten bytes,
+in a projector's file any number up to twenty."""
+
+BOXES: Final = 10_000
+"""Boxes drawn on one picture. A detector that is not yet trained gives some hundred."""
+
+JSON_BYTES: Final = 1 * MIB
+"""Labels, a layout of charts, hyperparameters, a scene: 10,000 names of 100 bytes. Parsed it
+takes up to 25 times as much."""
+
+JSON_DEPTH: Final = 32
+"""Levels of a scene, which is the only JSON without a fixed form: three.js has five."""
 
 # -- time --------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ import zmq
 
 import ranktap
 from ranktap_wire import frames, limits
-from ranktap_wire.frames import Code, Welcome
+from ranktap_wire.messages import Code, Welcome
 from tests.support import messages
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import scalar_points

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import struct
 from collections.abc import Callable
@@ -11,8 +12,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from ranktap_wire import frames, limits
-from ranktap_wire.frames import BatchMessage, Hello
+from ranktap_wire import limits
+from ranktap_wire.messages import BatchMessage, Frames, Hello
 from ranktap_wire.records import (
     HISTOGRAM_BUCKETS,
     MOMENTS,
@@ -29,13 +30,19 @@ GRID: dict[str, Any] = {
     "nrow": 8, "padding": 2, "normalize": False, "value_range": None, "scale_each": False,
     "pad_value": 0.0,
 }  # fmt: skip
+LABELS = b'["cat", "dog"]'
+LAYOUT = b'[["losses", [["both", "Multiline", ["a", "b"]], ["band", "Margin", ["m", "l", "u"]]]]]'
+HPARAMS = (
+    b'{"hparams": [["lr", 0.5], ["optimizer", "sgd"], ["nesterov", true], ["layers", 3]], '
+    b'"metrics": ["loss", "accuracy"], "discrete": {"optimizer": ["sgd", "adam"], "lr": [1, 0.5]}}'
+)
 MOMENTS_PARAMETERS: dict[str, Any] = {"fields": ["mean", "norm"], "replicated": False}
 
 
 def hello(**changed: Any) -> Hello:
     right: dict[str, Any] = {
         "session": SESSION, "run": "digits/lr=0.1", "rank": 1, "world_size": 4, "host": "node-7",
-        "pid": 4_711, "first": 1, "started": 1_700_000_000.25,
+        "pid": 4_711, "first": 1, "started": 1_700_000_000.25, "about": {"job": "slurm-17"},
     }  # fmt: skip
     return Hello(**(right | changed))
 
@@ -55,45 +62,105 @@ def columns(values: list[float], tags: tuple[str, ...] = ("loss", "lr")) -> Colu
 
 def blob(kind: Kind = Kind.IMAGE, **changed: Any) -> Blob:
     """A record of that kind that is right but for what is changed."""
+    across = Across.EACH
+    if kind in (Kind.HISTOGRAM, Kind.MOMENTS):
+        across = Across.MERGE
+    elif kind in (Kind.GRAPH, Kind.CUSTOM_SCALARS, Kind.HPARAMS):
+        across = Across.RANK0
     right: dict[str, Any] = {
-        "tag": f"a {kind}", "step": 1, "wall_time": 1.5, "across": Across.EACH,
-        "dtype": "uint8", "shape": (3, 4, 5), "parameters": {"dataformats": "CHW"},
-        "data": bytes(range(60)),
+        "tag": f"a {kind}", "step": 1, "wall_time": 1.5, "across": across, "parameters": {},
     }  # fmt: skip
-    if kind is Kind.IMAGES:
-        right |= {"shape": (1, 3, 4, 5), "parameters": {"dataformats": "NCHW"}}
-    elif kind is Kind.IMAGE_GRID:
-        right |= {"parameters": GRID}
-    elif kind is Kind.HISTOGRAM:
-        right |= {"across": Across.MERGE, "parameters": {"bins": "tensorflow", "max_bins": None}}
-    elif kind is Kind.TEXT:
-        right |= {"dtype": "utf8", "shape": (60,), "parameters": {}}
-    elif kind is Kind.MOMENTS:
-        right |= {
-            "across": Across.MERGE, "dtype": "float64", "shape": (2, len(MOMENTS)),
-            "data": np.ones((2, len(MOMENTS))), "tags": b"layer/a\nlayer/b",
-            "parameters": MOMENTS_PARAMETERS,
-        }  # fmt: skip
-    return Blob(kind, **(right | changed))
+    return Blob(kind, **(right | _content(kind) | changed))
+
+
+def _content(kind: Kind) -> dict[str, Any]:
+    """Its elements, parameters and parts."""
+    match kind:
+        case Kind.HISTOGRAM:
+            return _pixels((3, 4, 5), bins="tensorflow", max_bins=None)
+        case Kind.IMAGES:
+            return _pixels((1, 3, 4, 5), dataformats="NCHW")
+        case Kind.IMAGE_GRID:
+            return _pixels((3, 4, 5), **GRID)
+        case Kind.IMAGE_BOXES:
+            parts = {"boxes": np.array([[0, 0, 2, 2], [1, -1, 9, 1.5]], "<f8"), "labels": LABELS}
+            return _pixels((3, 4, 5), dataformats="CHW", rescale=1.5) | {"parts": parts}
+        case Kind.MOMENTS:
+            return {
+                "parameters": MOMENTS_PARAMETERS, "parts": {"tags": b"layer/a\nlayer/b"},
+            } | _array(np.ones((2, len(MOMENTS))))  # fmt: skip
+        case Kind.TEXT:
+            return _utf8(b"some words")
+        case Kind.TENSOR:
+            return _array(np.array([[1 + 2j, 3], [4, 5]], np.complex64))
+        case Kind.HISTOGRAM_RAW:
+            sums = {"min": 0.0, "max": 3.0, "num": 5.0, "sum": 7.0, "sum_squares": math.inf}
+            return _array(np.array([[1.0, 2.0, 3.0], [0.0, 1.0, 4.0]])) | {"parameters": sums}
+        case Kind.ENCODED_IMAGE:
+            gif = _array(np.frombuffer(b"GIF89a and so on", np.uint8))
+            return gif | {"parameters": {"height": 4, "width": 5, "channels": 3}}
+        case Kind.AUDIO:
+            sound = _array(np.array([0.0, 0.5, -1.0], np.float32))
+            return sound | {"parameters": {"sample_rate": 44_100}}
+        case Kind.PR_CURVE:
+            parts = {"labels": np.array([0, 1, 1], np.uint8), "weights": np.ones(3)}
+            predictions = _array(np.array([0.25, 0.5, math.nan], np.float32))
+            return predictions | {"parameters": {"num_thresholds": 127}, "parts": parts}
+        case Kind.PR_CURVE_RAW:
+            return _array(np.ones((6, 4))) | {"parameters": {"num_thresholds": 4}}
+        case Kind.MESH:
+            parts = {
+                "colors": np.zeros((2, 4, 3), np.float32), "faces": np.ones((2, 3, 3), np.float32),
+                "config": b'{"camera": {"fov": 75}}',
+            }  # fmt: skip
+            return _array(np.ones((2, 4, 3), np.float32)) | {"parts": parts}
+        case Kind.EMBEDDING:
+            parts = {"metadata": b"a\nb\n", "sprite": np.zeros((2, 3, 4, 4), np.uint8)}
+            parameters = {
+                "global_step": None, "sprite_shape": [2, 3, 4, 4], "sprite_dtype": "uint8"
+            }  # fmt: skip
+            return _array(np.ones((2, 5), np.float32)) | {"parameters": parameters, "parts": parts}
+        case Kind.GRAPH:
+            graph = _array(np.frombuffer(b"a GraphDef", np.uint8))
+            return graph | {"parts": {"run_metadata": b"a RunMetadata"}}
+        case Kind.CUSTOM_SCALARS:
+            return _utf8(LAYOUT)
+        case Kind.HPARAMS:
+            return _utf8(HPARAMS)
+    return _pixels((3, 4, 5), dataformats="CHW")
+
+
+def _pixels(shape: tuple[int, ...], **parameters: Any) -> dict[str, Any]:
+    return {"dtype": "uint8", "shape": shape, "data": bytes(range(60)), "parameters": parameters}
+
+
+def _array(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    return {"dtype": array.dtype.name, "shape": array.shape, "data": array}
+
+
+def _utf8(data: bytes) -> dict[str, Any]:
+    return {"dtype": "utf8", "shape": (len(data),), "data": data}
 
 
 def batch() -> Batch:
-    """Scalars, one record of each kind, and two that have more buffers than their data."""
+    """Scalars, one record of each kind, and two that have more parts than their kind needs."""
     edges = blob(
-        Kind.HISTOGRAM, tag="edges", edges=np.array([0.0, 1.0, 99.0]),
+        Kind.HISTOGRAM, tag="edges", parts={"edges": np.array([0.0, 1.0, 99.0])},
         parameters={"bins": None, "max_bins": 7},
     )  # fmt: skip
     counts = np.arange(2 * HISTOGRAM_BUCKETS, dtype=np.uint32).reshape(2, HISTOGRAM_BUCKETS)
-    moments = blob(Kind.MOMENTS, tag="counts", counts=counts)
+    parts = {"tags": b"layer/a\nlayer/b", "counts": counts}
+    moments = blob(Kind.MOMENTS, tag="counts", parts=parts)
     return Batch(
         columns([0.5, float("nan"), float("inf"), -0.0, 1e300]),
         [*map(blob, Kind), edges, moments],
         dropped_scalars=3,
         dropped_blobs=1 << 40,
+        clock=(-0.25, 0.0),
     )
 
 
-def as_bytes(parts: frames.Frames) -> list[bytes]:
+def as_bytes(parts: Frames) -> list[bytes]:
     """The frames of a message as they arrive."""
     return [bytes(byte_view(part)) for part in parts]
 
@@ -106,16 +173,18 @@ def plain(message: object) -> object:
         case Batch():
             return (
                 plain(message.columns), [*map(plain, message.blobs)],
-                message.dropped_scalars, message.dropped_blobs,
+                message.dropped_scalars, message.dropped_blobs, message.clock,
             )  # fmt: skip
         case Columns():
             arrays = (message.across, message.tag_index, message.step, message.wall_time)
             return (message.tags, *(a.tolist() for a in arrays), message.value.tobytes())
         case Blob():
-            values = dataclasses.asdict(dataclasses.replace(message, data=b"", edges=None,
-                                                            tags=None, counts=None))  # fmt: skip
-            buffers = {"data": message.data} | message.buffers
-            return values | {name: as_bytes([buffer])[0] for name, buffer in buffers.items()}
+            values = dataclasses.asdict(dataclasses.replace(message, data=b"", parts={}))
+            return values | {
+                "parameters": repr(sorted(message.parameters.items())),
+                "data": as_bytes([message.data])[0],
+                "parts": [(name, *as_bytes([part])) for name, part in message.parts.items()],
+            }
     return message
 
 

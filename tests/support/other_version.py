@@ -14,7 +14,7 @@ import ranktap_wire
 
 
 def main() -> None:
-    spec = importlib.util.find_spec("ranktap_wire.frames")
+    spec = importlib.util.find_spec("ranktap_wire.messages")
     assert spec is not None and spec.origin is not None
     with open(spec.origin) as file:
         source = file.read()
@@ -23,7 +23,7 @@ def main() -> None:
     assert changed != source
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    ranktap_wire.frames = module
+    ranktap_wire.messages = module
     exec(compile(changed, spec.origin, "exec"), module.__dict__)
     del sys.argv[0]
     if sys.argv[0] == "-m":

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ranktap_wire import frames, limits
-from ranktap_wire.frames import (
+from ranktap_wire.messages import (
     Ack,
     BatchMessage,
     Beat,
@@ -29,7 +29,19 @@ from ranktap_wire.frames import (
     Hello,
     Welcome,
 )
-from ranktap_wire.records import STEP_MAX, STEP_MIN, Across, Batch, Blob, Columns, Kind
+from ranktap_wire.records import (
+    SCALAR_ACROSS,
+    STEP_MAX,
+    STEP_MIN,
+    Across,
+    Batch,
+    Blob,
+    Columns,
+    Kind,
+    Style,
+    join_name,
+    scalar_code,
+)
 from tests.support import messages
 from tests.support.messages import (
     HOSTILE_HEADERS,
@@ -67,6 +79,9 @@ def packed(batch: Batch, number: int = 7) -> list[bytes]:
         hello(),
         hello(resume_step=-5, filename_suffix=".x", first=1 << 40, host=""),
         hello(run="é" * 100, rank=0, world_size=1, pid=0, started=0.0),
+        hello(run="."),
+        hello(about={"job": "", "device": "größer"}),
+        hello(about={f"{number:032d}": "a" * 200 for number in range(32)}),
     ],
 )
 def test_a_hello_comes_back_as_it_was(message: Hello) -> None:
@@ -86,8 +101,14 @@ def test_a_batch_of_every_kind_comes_back_as_it_was() -> None:
 
 @pytest.mark.parametrize(
     "batch",
-    [Batch(), Batch(columns([1.0], ("a",))), Batch(None, [blob()]), Batch(dropped_blobs=5)],
-    ids=["nothing", "one scalar", "one picture", "drops alone"],
+    [
+        Batch(),
+        Batch(columns([1.0], ("a",))),
+        Batch(None, [blob()]),
+        Batch(dropped_blobs=5),
+        Batch(clock=(-1e9, 0.5)),
+    ],
+    ids=["nothing", "one scalar", "one picture", "drops alone", "a clock"],
 )
 def test_a_small_batch_comes_back_as_it_was(batch: Batch) -> None:
     parts = packed(batch)
@@ -107,7 +128,7 @@ def test_the_largest_number_of_scalars_tags_and_records_comes_back() -> None:
     "answer",
     [
         Welcome(0), Welcome(STEP_MAX, daemon="1.2", limits={"record_bytes": 1}),
-        Ack(0), Ack(7), Ack(7, 1.25), ByeAnswer(),
+        Welcome(0, "another run"), Ack(0), Ack(7), Ack(7, 1.25), Ack(7, 1.25, 1e9), ByeAnswer(),
         Error(Code.GAP, "batch 3 is missing", 2), Error("a code of the future", "", None),
     ],
     ids=repr,
@@ -142,18 +163,22 @@ FLOATS = st.floats(width=64)
 TAGS = st.text(
     st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20
 )  # fmt: skip
+NAMES = st.builds(join_name, st.sampled_from(["", "", "a", "a/b c"]), TAGS)
 INT64 = st.integers(STEP_MIN, STEP_MAX)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @st.composite
 def scalars(draw: st.DrawFn) -> Columns:
-    tags = draw(st.lists(TAGS, min_size=1, max_size=5))
+    tags = draw(st.lists(NAMES, min_size=1, max_size=5))
     count = draw(st.integers(1, 20))
     rows = st.lists(st.tuples(st.integers(0, len(tags) - 1), INT64, FINITE, FLOATS),
                     min_size=count, max_size=count)  # fmt: skip
     index, step, wall_time, value = zip(*draw(rows), strict=True)
-    across = draw(st.lists(st.integers(0, Across.EACH), min_size=len(tags), max_size=len(tags)))
+    code = st.builds(
+        scalar_code, st.sampled_from([*SCALAR_ACROSS.values()]), st.sampled_from(Style)
+    )
+    across = draw(st.lists(code, min_size=len(tags), max_size=len(tags)))
     return Columns(
         tags,
         np.array(across, np.uint8),
@@ -170,7 +195,7 @@ def pictures(draw: st.DrawFn) -> Blob:
     shape = (draw(st.sampled_from([1, 3])), draw(st.integers(1, 4)), draw(st.integers(1, 4)))
     data = draw(st.binary(min_size=math.prod(shape) * size, max_size=math.prod(shape) * size))
     return blob(
-        Kind.IMAGE, tag=draw(TAGS), step=draw(INT64), wall_time=draw(FINITE), dtype=dtype,
+        Kind.IMAGE, tag=draw(NAMES), step=draw(INT64), wall_time=draw(FINITE), dtype=dtype,
         shape=shape, data=data,
     )  # fmt: skip
 
@@ -190,7 +215,7 @@ def histograms(draw: st.DrawFn) -> Blob:
         Kind.HISTOGRAM, tag=draw(TAGS), step=draw(INT64), wall_time=draw(FINITE),
         across=draw(st.sampled_from([Across.MERGE, Across.RANK0, Across.EACH])),
         dtype="float64", shape=(len(values),), data=values,
-        edges=None if edges is None else np.array(sorted(edges)),
+        parts={} if edges is None else {"edges": np.array(sorted(edges))},
         parameters={
             "bins": draw(bins) if edges is None else None,
             "max_bins": draw(st.none() | st.integers(1, 100)),
@@ -250,6 +275,17 @@ def test_any_batch_comes_back_exactly(batch: Batch, number: int, session: bytes)
         ({"filename_suffix": None}, Code.REFUSED, "hello: filename_suffix: expected a string"),
         ({"resume_step": 1.5}, Code.REFUSED, "hello: resume_step: expected an integer, got 1.5"),
         ({"resume_step": True}, Code.REFUSED, "hello: resume_step: expected an integer, got True"),
+        ({"about": []}, Code.REFUSED, "hello: about: expected a mapping, got [] (list)"),
+        ({"about": {"a": 1}}, Code.REFUSED, "hello: about: a: expected a string, got 1 (int)"),
+        ({"about": {"": "a"}}, Code.REFUSED, "hello: about: expected names that are not empty"),
+        ({"about": {"a\n": ""}}, Code.REFUSED, "hello: about: a name: expected no control"),
+        ({"about": {"a": "\x1b[2J"}}, Code.REFUSED, "hello: about: a: expected no control"),
+        ({"about": {"a" * 33: ""}}, Code.REFUSED, "hello: about: a name: expected at most 32"),
+        ({"about": {"a": "b" * 1_025}}, Code.REFUSED, "hello: about: a: expected at most 1024"),
+        ({"about": {str(n): "" for n in range(33)}}, Code.REFUSED,
+         "hello: about: expected at most 32 names, got 33"),
+        ({"about": {str(n): "a" * 1_023 for n in range(9)}}, Code.REFUSED,
+         "hello: about: expected at most 8192 bytes, got 9216"),
     ],
 )  # fmt: skip
 def test_a_hello_that_breaks_a_rule_is_refused_with_the_rule(
@@ -310,6 +346,11 @@ def record(**changed: Any) -> Callable[[list[bytes]], list[bytes]]:
         (field(dropped=[1 << 62, 0]), "dropped: expected two counts"),
         (field(dropped=[True, 0]), "dropped: expected two counts, got [True, 0]"),
         (field(dropped=None), "dropped: expected two counts, got None"),
+        (field(clock=0.0), "clock: expected two finite numbers of seconds, got 0.0"),
+        (field(clock=[0.0]), "clock: expected two finite numbers of seconds, got [0.0]"),
+        (field(clock=[1, 0.0]), "clock: expected two finite numbers of seconds, got [1, 0.0]"),
+        (field(clock=[math.nan, 0.0]), "clock: expected two finite numbers of seconds"),
+        (field(clock=[0.0, -1.0]), "clock: expected two finite numbers of seconds"),
         (field(blobs=None), "blobs: expected a list of at most 256"),
         (field(blobs=[{}] * 257), "blobs: expected a list of at most 256"),
         (field(blobs=[7]), "blobs: expected maps"),
@@ -331,8 +372,11 @@ def record(**changed: Any) -> Callable[[list[bytes]], list[bytes]]:
         (replaced(2, b"\0"), "across: expected 2 codes, got 1"),
         (replaced(2, b""), "across: expected 1 codes, got 0"),
         (replaced(2, bytes(65_537)), "across: 65537 codes, at most 65536 allowed"),
-        (replaced(2, b"\0\7"), "across: 7 is no policy of scalars"),
-        (replaced(2, b"\0\xff"), "across: 255 is no policy of scalars"),
+        (replaced(1, b"a\n../b\tc"), "sub-run: expected names with '/' between"),
+        (replaced(1, b"a\nb\tc\td"), "tag: expected no control characters"),
+        (replaced(2, b"\0\7"), "across: 7 is no policy and style of scalars"),
+        (replaced(2, b"\0\x30"), "across: 48 is no policy and style of scalars"),
+        (replaced(2, b"\0\xff"), "across: 255 is no policy and style of scalars"),
         (replaced(3, bytes(7)), "tag index: expected 2 of 4 bytes each, got 7 bytes"),
         (replaced(3, b"\0\0\0\0\2\0\0\0"), "tag index: expected values from 0 to 1"),
         (replaced(3, b"\0\0\0\0\xff\xff\xff\xff"), "tag index: expected values from 0 to 1"),
@@ -347,21 +391,22 @@ def record(**changed: Any) -> Callable[[list[bytes]], list[bytes]]:
         (record(kind=[["image"]]), "kind: expected one of"),
         (record(tag=7), "tag: expected a string, got 7 (int)"),
         (record(tag=""), "tag: expected a string that is not empty"),
+        (record(tag=".\ta"), "sub-run: expected names with '/' between"),
         (record(tag="a\0"), "tag: expected no control characters"),
         (record(step=1.0), "step: expected a whole number from -9223372036854775808 to"),
         (record(step=1 << 63), "step: expected a whole number from"),
         (record(wall=math.nan), "wall: expected a finite number, got nan"),
         (record(wall=math.inf), "wall: expected a finite number, got inf"),
         (record(wall=None), "wall: expected a finite number, got None"),
-        (record(across=8), "across: expected a whole number from 0 to 7, got 8"),
-        (record(across=0), "across: mean is not for the kind image"),
+        (record(across=8), "across: expected a whole number from 0 to 8, got 9"),
+        (record(across=0), "across: expected 'each', 'rank0', 'tile' for the kind image"),
         (record(dtype=7), "dtype: expected a name, got 7"),
         (record(dtype="object"), "dtype: expected one of 'bool', 'int8'"),
         (record(shape="345"), "shape: expected whole numbers, got '345'"),
         (record(shape=[3, 4, 5.0]), "shape: expected whole numbers, got [3, 4, 5.0]"),
         (record(shape=[3, 4, True]), "shape: expected whole numbers, got [3, 4, True]"),
         (record(shape=[3, -4, -5]), "shape: expected at most 8 sizes from 0 on"),
-        (record(shape=[1 << 63] * 8), "shape: "),
+        (record(shape=[1 << 63] * 8), "image: expected at most 64 MiB, got 4.995e+145"),
         (record(parameters=None), "parameters: expected a map"),
         (record(parameters={"dataformats": "HWC", "x": 1}), "parameters: image takes 'dataformats"),
         (record(parameters={"dataformats": "HWC"}), "image: expected 1, 3 or 4 channels"),
@@ -370,9 +415,10 @@ def record(**changed: Any) -> Callable[[list[bytes]], list[bytes]]:
         (record(data=-1), "data: expected buffer 6 of 7, got -1"),
         (record(data=None), "data: expected buffer 6 of 7, got None"),
         (record(data=6.0), "data: expected buffer 6 of 7, got 6.0"),
-        (record(edges=6), "edges: expected buffer 7 of 7, got 6"),
-        (record(edges=7), "edges: expected buffer 7 of 7, got 7"),
-        (record(tags=6), "tags: expected buffer 7 of 7, got 6"),
+        (record(parts=["edges"]), "parts: expected buffers up to 7, got 7"),
+        (record(parts=None), "parts: expected names, each once, got None"),
+        (record(parts=[7]), "parts: expected names, each once, got [7]"),
+        (record(parts=["edges", "edges"]), "parts: expected names, each once"),
     ],
 )
 def test_a_batch_that_breaks_a_rule_is_refused_with_the_rule_and_its_number(
@@ -552,7 +598,7 @@ def test_a_mutated_answer_is_refused_or_understood_and_nothing_else(
     seed: int, mutate: messages.Mutation
 ) -> None:
     rng = random.Random(seed)
-    answers = (Welcome(3), Ack(3, 1.5), ByeAnswer(), Error(Code.GAP, "missing", 2))
+    answers = (Welcome(3, "run"), Ack(3, 1.5, 1e9), ByeAnswer(), Error(Code.GAP, "missing", 2))
     parts = mutate(rng, as_bytes(frames.pack_answer(rng.choice(answers))))
     try:
         assert isinstance(frames.read_answer(parts), DaemonMessage)
@@ -562,7 +608,7 @@ def test_a_mutated_answer_is_refused_or_understood_and_nothing_else(
 
 @pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: repr(value)[:20])
 def test_an_answer_with_an_odd_value_in_any_field_is_refused_or_understood(value: Any) -> None:
-    for answer in (Welcome(3), Ack(3, 1.5), ByeAnswer(), Error(Code.GAP, "missing", 2)):
+    for answer in (Welcome(3, "run"), Ack(3, 1.5, 1e9), ByeAnswer(), Error(Code.GAP, "missing", 2)):
         parts = as_bytes(frames.pack_answer(answer))
         for name in header(parts):
             try:

@@ -6,6 +6,7 @@ import gc
 import threading
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from ranktap.outbox import (
     Sealed,
 )
 from ranktap.staging import Snapshot
-from ranktap_wire import limits
-from ranktap_wire.records import Across, Blob, Kind
+from ranktap_wire import frames, limits
+from ranktap_wire.messages import BatchMessage
+from ranktap_wire.records import STEP_MAX, Across, Blob, Kind, Style
+from tests.support import messages
 
 MIB = limits.MIB
 
@@ -58,7 +61,7 @@ class Device:
         return self.is_done
 
 
-def on_its_way(value: float, device: Device, step: int = 0) -> PendingScalar:
+def on_its_way(value: float, device: Callable[[], bool], step: int = 0) -> PendingScalar:
     bits = np.array([value], np.float32)
     return PendingScalar(0, step, 1.5, Snapshot(bits, "float32", (1,), device))
 
@@ -106,6 +109,19 @@ def test_a_batch_names_only_the_tags_that_occur_in_it_with_their_policies() -> N
     assert sealed.batch.columns.tags == ["tag7", "last"]
     assert sealed.batch.columns.across.tolist() == [Across.MEAN, Across.SUM]
     assert sealed.batch.columns.tag_index.tolist() == [1, 0]
+
+
+def test_a_name_of_a_sub_run_and_a_style_travel_with_their_scalars() -> None:
+    outbox = outbox_with_tags()
+    styled = outbox.add_tag("main_a\tmain", Across.RANK0, Style.TENSOR_DOUBLE)
+    log(outbox, 1.0)
+    log(outbox, 2.0, styled)
+    sealed = outbox.take()
+    assert sealed is not None and sealed.batch.columns is not None
+    columns = sealed.batch.columns
+    assert columns.tags == ["loss", "main_a\tmain"]
+    assert columns.policy.tolist() == [Across.MEAN, Across.RANK0]
+    assert columns.style.tolist() == [Style.SIMPLE, Style.TENSOR_DOUBLE]
 
 
 def test_steps_of_64_bits_and_values_that_are_not_finite_arrive_unchanged() -> None:
@@ -159,6 +175,19 @@ def test_the_blobs_of_a_batch_leave_room_for_their_headers() -> None:
     assert 1 <= len(sealed.batch.blobs) * (limits.TAG_BYTES + 256) <= limits.HEADER_BYTES
 
 
+@pytest.mark.parametrize("kind", Kind)
+def test_a_batch_of_any_kind_leaves_room_for_its_header(kind: Kind) -> None:
+    outbox = outbox_with_tags()
+    for _ in range(limits.BLOBS):
+        outbox.add_blob(messages.blob(kind, step=STEP_MAX, tag="x" * 40), None)
+    sealed = outbox.take()
+    assert sealed is not None
+    assert len(sealed.batch.blobs) >= limits.BLOBS // 4
+    message = frames.pack_batch(messages.SESSION, 1, sealed.batch)
+    assert len(message) <= limits.FRAMES
+    assert isinstance(frames.read_message(messages.as_bytes(message)), BatchMessage)
+
+
 def test_a_batch_tells_how_many_were_dropped_so_far() -> None:
     outbox = outbox_with_tags()
     outbox.drop_scalars(3)
@@ -187,6 +216,29 @@ def test_a_blob_that_has_not_arrived_holds_back_what_is_behind_it() -> None:
     sealed = outbox.take()
     assert sealed is not None
     assert [blob.tag for blob in sealed.batch.blobs] == ["slow", "behind"]
+
+
+def test_a_blob_that_became_too_large_as_it_arrived_is_dropped_and_the_next_is_sent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "RECORD_BYTES", 1_000)
+    outbox = outbox_with_tags()
+    film = picture(10, "film")
+
+    def encode() -> bool:
+        film.data = bytes(1_001)
+        return True
+
+    outbox.add_blob(film, encode)
+    outbox.add_blob(picture(1_000, "behind"), None)
+    mark = outbox.mark()
+    sealed = outbox.take()
+    assert sealed is not None
+    assert [blob.tag for blob in sealed.batch.blobs] == ["behind"]
+    assert outbox.dropped_blobs == 1 and outbox.has_taken(mark)
+    assert "'film' is dropped: it has become 1001 bytes" in caplog.text
+    outbox.release(sealed)
+    assert outbox.pending_blob_bytes == 0
 
 
 def test_a_scalar_that_has_not_arrived_holds_back_those_of_the_device_but_no_others() -> None:
@@ -227,6 +279,43 @@ def test_a_bfloat16_scalar_of_a_device_is_widened() -> None:
     sealed = outbox.take()
     assert sealed is not None and sealed.batch.columns is not None
     assert sealed.batch.columns.value.tolist() == [1.5]
+
+
+def fails() -> bool:
+    raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+def test_a_copy_that_never_arrives_is_one_records_loss_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outbox = outbox_with_tags()
+    outbox.add_device_scalar(on_its_way(1.0, fails))
+    outbox.add_device_scalar(on_its_way(2.0, lambda: True))
+    outbox.add_blob(picture(10, "lost"), fails)
+    outbox.add_blob(picture(10, "behind"), None)
+    mark = outbox.mark()
+    sealed = outbox.take()
+    assert sealed is not None and sealed.batch.columns is not None
+    assert sealed.batch.columns.value.tolist() == [2.0]
+    assert [blob.tag for blob in sealed.batch.blobs] == ["behind"]
+    assert (sealed.batch.dropped_scalars, sealed.batch.dropped_blobs) == (1, 1)
+    assert outbox.has_taken(mark) and not outbox
+    assert "device-side assert triggered" in caplog.text
+    outbox.release(sealed)
+    assert outbox.pending_blob_bytes == 0
+
+
+def test_a_blob_that_is_made_of_more_than_it_is_counts_as_that_until_it_is_released() -> None:
+    outbox = Outbox(MIB)
+    blob = picture(10)
+    assert not outbox.add_blob(blob, None, MIB)
+    assert outbox.add_blob(blob, None, 1_000)
+    assert outbox.pending_blob_bytes == 1_000 + BLOB_BYTES
+    blob.data = b"another"
+    sealed = outbox.take()
+    assert sealed is not None
+    outbox.release(sealed)
+    assert outbox.pending_blob_bytes == 0
 
 
 # -- bounds -------------------------------------------------------------------------------
@@ -313,7 +402,7 @@ def test_the_edges_of_a_histogram_count_too() -> None:
     outbox = outbox_with_tags()
     blob = Blob(
         Kind.HISTOGRAM, "h", 0, 0.0, Across.MERGE, "float32", (100,), {},
-        np.zeros(100, np.float32), np.arange(1_000.0),
+        np.zeros(100, np.float32), {"edges": np.arange(1_000.0)},
     )  # fmt: skip
     outbox.add_blob(blob, None)
     assert outbox.pending_blob_bytes == 400 + 8_000 + BLOB_BYTES
