@@ -4,21 +4,23 @@
     journal      [deleted] | segment | segment | ...
     snapshots    the fold's state at the end of a group, S <= P
 
-Restore the last snapshot that is not behind P, fold the journal from S to P without
-writing, go on from there. What stands behind P is written again, with the same bytes.
+P is that of the run's own event file. Restore the last snapshot that is not behind P, fold
+the journal from S to P, go on from there. What stands behind P is written again, with the
+same bytes. Up to P everything was written, so nothing is, unless the file of a sub-run
+says itself that it lacks something: a power cut may have taken the end of one file and not
+that of another.
 
-A snapshot is taken when the fold has left a segment behind; then that segment is deleted.
+A snapshot is taken when the fold has left a segment behind, and all files are on disk; then
+that segment is deleted.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
-import os
 from collections.abc import Callable, Set
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -31,13 +33,12 @@ from ranktap_wire.journal import (
     Position,
     segment_path,
     segments,
-    sync_directory,
 )
-from ranktapd import event_file
+from ranktapd.durable_files import replace_file
 from ranktapd.entries import RunBegins, read_entry
 from ranktapd.fold import Fold
+from ranktapd.run_files import RunFiles
 from ranktapd.runs import RunPlace
-from ranktapd.summary_writer import FileStart, SummaryWriter
 
 logger = logging.getLogger("ranktapd")
 
@@ -55,12 +56,19 @@ class Standing:
 
     fold: Fold
     reader: JournalReader
-    writer: SummaryWriter
+    files: RunFiles
 
 
-def recover(place: RunPlace, last: int, skipped: Set[int], executor: Executor) -> Standing:
+def recover(
+    place: RunPlace,
+    last: int,
+    skipped: Set[int],
+    executor: Executor,
+    wait: Callable[[float], None],
+) -> Standing:
     """Where the run stands. `last` is the journal's last entry that is known to be on disk,
-    `skipped` the entries that were set aside, `executor` what pictures are drawn by.
+    `skipped` the entries that were set aside, `executor` what pictures are drawn by; `wait`
+    is `RunFiles`'.
 
     Raises:
         RecoveryError: parts of the journal that are needed are gone.
@@ -68,57 +76,73 @@ def recover(place: RunPlace, last: int, skipped: Set[int], executor: Executor) -
     """
     snapshots = sorted(_snapshots(place))
     begins = _begins(place, snapshots, last)
-    writer = _open_writer(place, begins)
-    found = writer.checkpoint
+    files = RunFiles(place, begins, wait)
+    found = files.checkpoint
     reached = Position.parse(found) if found is not None else None
     if reached is not None and reached.sequence > last:
         raise RecoveryError(
-            f"{writer.path} holds everything up to entry {reached.sequence} of a journal that "
+            f"{files.own.path} holds everything up to entry {reached.sequence} of a journal that "
             f"ends at entry {last}: move one of them away"
         )
-    fold, position = _restore(place, snapshots, reached, _Nobody())
+    fold, position = _restore(place, snapshots, reached, _OnDemand())
     reader = JournalReader(place.journal, position)
     if reached is not None:
-        replay(fold, reader, reached, skipped)
+        _replay(fold, reader, reached, skipped, files)
     fold.executor = executor
-    return Standing(fold, reader, writer)
+    return Standing(fold, reader, files)
 
 
-def replay(fold: Fold, reader: JournalReader, upto: Position, skipped: Set[int]) -> None:
-    """Fold what is in the event file already, without writing it."""
-    in_group = False
+def _replay(
+    fold: Fold, reader: JournalReader, upto: Position, skipped: Set[int], files: RunFiles
+) -> None:
+    """Fold what was written already; write what a sub-run's file lacks of it."""
+    in_group = is_damaged = False
     for entry in reader.entries(upto.sequence):
         if isinstance(entry, Damage):
+            is_damaged = True
             continue
         in_group = True
         if entry.sequence not in skipped:
             fold.apply(entry)
         if entry.ends_group:
-            fold.close_group(str(entry.after))
-            in_group = False
+            output = fold.close_group(str(entry.after))
+            # A group that has been damaged since it was written is another one now, perhaps
+            # joined to the next: what of it is in a file cannot be told.
+            if not is_damaged:
+                files.write([output])
+            in_group = is_damaged = False
     if in_group:
         # Its end has been damaged since it was written.
         fold.close_group(str(upto))
 
 
-class _Nobody(Executor):
-    """Draws no picture: those that are in the event file are not needed again."""
+class _OnDemand(Executor):
+    """Draws no picture until it is asked for: those that are written are not needed again."""
 
     def submit(self, fn: Callable[P, T], /, *arguments: P.args, **named: P.kwargs) -> Future[T]:
-        return Future()
+        return _Later(partial(fn, *arguments, **named))
+
+
+class _Later(Future[T]):
+    def __init__(self, work: Callable[[], T]) -> None:
+        super().__init__()
+        self._work = work
+
+    def result(self, timeout: float | None = None) -> T:
+        return self._work()
 
 
 def save_snapshot(place: RunPlace, fold: Fold, position: Position) -> None:
     """Keep the fold's state, and delete the segments and snapshots that it makes needless.
 
-    The event file must be on disk up to there.
+    All files must be on disk up to there.
 
     Raises:
         OSError: it cannot be written; nothing was deleted.
     """
     path = _snapshot_directory(place) / f"{position.sequence:020d}.msgpack"
     path.parent.mkdir(exist_ok=True)
-    _replace_file(path, msgpack.packb({"position": str(position), "fold": fold.state()}))
+    replace_file(path, [msgpack.packb({"position": str(position), "fold": fold.state()})])
     for older in _snapshots(place):
         if older < position.sequence:
             (_snapshot_directory(place) / f"{older:020d}.msgpack").unlink()
@@ -162,29 +186,6 @@ def _begins(place: RunPlace, snapshots: list[int], last: int) -> RunBegins:
     raise RecoveryError(f"the first entry of {place.journal} cannot be read")
 
 
-def _open_writer(place: RunPlace, begins: RunBegins) -> SummaryWriter:
-    pointer = place.state / "event_file"
-    uid = 0
-
-    def later(existing: list[str]) -> str:
-        return event_file.later_name(
-            existing, int(begins.created), begins.host, begins.pid, uid, begins.suffix
-        )
-
-    def remember(start: FileStart) -> None:
-        _replace_file(pointer, json.dumps(dataclasses.asdict(start)).encode())
-
-    if pointer.exists():
-        start = FileStart(**json.loads(pointer.read_bytes()))
-    else:
-        # A file that an earlier journal or another writer left must sort before ours.
-        place.events.mkdir(parents=True, exist_ok=True)
-        start = FileStart(later([path.name for path in place.events.iterdir()]))
-        remember(start)
-    version = event_file.version_record(begins.created)
-    return SummaryWriter(place.events, start, version, later, remember)
-
-
 def _snapshot_directory(place: RunPlace) -> Path:
     return place.state / "snapshots"
 
@@ -196,18 +197,3 @@ def _snapshots(place: RunPlace) -> list[int]:
 def _read_snapshot(path: Path) -> dict[str, Any]:
     saved: dict[str, Any] = msgpack.unpackb(path.read_bytes(), strict_map_key=False)
     return saved
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whatever ends this process."""
-    partial = path.with_suffix(".partial")
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-    try:
-        left = memoryview(content)
-        while left:
-            left = left[os.write(fd, left) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    partial.replace(path)
-    sync_directory(path.parent)

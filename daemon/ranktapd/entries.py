@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import msgpack
 
-from ranktap_wire.frames import Hello
+from ranktap_wire.messages import Hello
 from ranktap_wire.records import Buffer
 
 
@@ -45,6 +45,8 @@ class SessionOpened:
     resume_step: int | None
     last: int
     """Batches up to here are not in this journal and never will be."""
+    about: dict[str, str] = field(default_factory=dict)
+    """See `Hello.about`."""
 
     @classmethod
     def of(cls, hello: Hello, last: int) -> SessionOpened:
@@ -57,6 +59,7 @@ class SessionOpened:
             hello.started,
             hello.resume_step,
             last,
+            hello.about,
         )
 
 
@@ -104,7 +107,8 @@ class SessionsSoFar:
 
     kind: ClassVar[str] = "sessions"
     sessions: list[list[Any]] = field(default_factory=list)
-    """[session, rank, world size, host, pid, started, last batch, away] of each that is open."""
+    """[session, rank, world size, host, pid, started, last batch, away, job] of each that is open.
+    The rest of `about` is for the fold, which has it in its snapshot."""
     ended: list[list[Any]] = field(default_factory=list)
     """[session, last batch, replaced] of those that ended and might say hello again."""
 

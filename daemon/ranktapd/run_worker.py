@@ -1,8 +1,8 @@
-"""A run's worker: a process that tails the run's journal and keeps its event file complete.
+"""A run's worker: a process that tails the run's journal and keeps its files complete.
 
 It is told, on standard input, up to which entry the journal is on disk, and says, on
 standard output, how far it has come; see supervisor.py for the words. It keeps nothing
-that is not in the journal or the event file, so it may die at any moment. It ends when
+that is not in the journal or those files, so it may die at any moment. It ends when
 it is told to finish, or when its input ends, because then the main process is gone.
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 from ranktap_wire.journal import Damage, Entry, Position, segments
 from ranktapd import checkpoint
 from ranktapd.dirlock import FileLock
-from ranktapd.fold import Output
+from ranktapd.output import Output
 from ranktapd.runs import RunPlace, quarantined
 
 logger = logging.getLogger("ranktapd")
@@ -98,7 +98,7 @@ def _drawing_threads() -> Executor:
 
 
 class RunWorker:
-    """Folds one run's journal into its event file."""
+    """Folds one run's journal into its files."""
 
     def __init__(
         self, place: RunPlace, controls: Controls, straggler_timeout_s: float, careful: bool
@@ -109,11 +109,13 @@ class RunWorker:
         self._careful = careful
         self._skipped = quarantined(place)
         self._executor = AtOnce() if careful else _drawing_threads()
-        standing = checkpoint.recover(place, controls.committed, self._skipped, self._executor)
+        self._folded = 0
+        standing = checkpoint.recover(
+            place, controls.committed, self._skipped, self._executor, self._wait_for_room
+        )
         self._fold = standing.fold
         self._reader = standing.reader
-        self._writer = standing.writer
-        self._writer.wait = self._wait_for_room
+        self._files = standing.files
         self._unwritten: list[Output] = []
         self._snapshot_segment = self._reader.position.segment
         # (when, up to which entry): how long the records that wait have waited.
@@ -133,18 +135,18 @@ class RunWorker:
             if self._reader.position.sequence < self._controls.committed:
                 continue  # more was told of while it folded
             if self._controls.finish:
-                self._writer.sync()
+                self._files.sync()
                 return
             self._controls.wait(self._ask_to_expire())
 
     def close(self) -> None:
         """Let go of its files and threads."""
         self._reader.close()
-        self._writer.close()
+        self._files.close()
         self._executor.shutdown()
 
     def fold_upto(self, sequence: int) -> None:
-        """Bring the event file to where the journal is."""
+        """Bring the files to where the journal is."""
         unwritten_bytes = 0
         for entry in self._reader.entries(sequence):
             if isinstance(entry, Damage):
@@ -158,7 +160,7 @@ class RunWorker:
             unwritten_bytes += output.nbytes
             if self._careful:
                 self._controls.say(at=0)  # a full disk on which it waits is no entry's fault
-            if unwritten_bytes > WRITE_BYTES or self._writer.proving or self._careful:
+            if unwritten_bytes > WRITE_BYTES or self._careful:
                 self._write()
                 unwritten_bytes = 0
                 self._controls.hear()
@@ -176,24 +178,25 @@ class RunWorker:
         self._fold.apply(entry)
 
     def _write(self) -> None:
-        self._writer.append(b"".join(output.join() for output in self._unwritten))
+        self._files.write(self._unwritten)
         self._unwritten.clear()
-        folded = self._reader.position.sequence
-        self._controls.say(folded=folded)
+        self._folded = self._reader.position.sequence
+        self._controls.say(folded=self._folded)
         now = time.monotonic()
         if not self._rounds or now - self._rounds[-1][0] > ROUND_S:
-            self._rounds.append((now, folded))
+            self._rounds.append((now, self._folded))
         else:
-            self._rounds[-1] = (now, folded)
+            self._rounds[-1] = (now, self._folded)
 
     def _wait_for_room(self, timeout_s: float) -> None:
+        self._controls.say(waiting=self._folded)
         self._controls.wait(timeout_s)
         if self._controls.ended:
             raise BrokenPipeError("the main process is gone")
 
     def _leave_segment(self, position: Position) -> None:
         self._write()
-        self._writer.sync()
+        self._files.sync()
         self._snapshot_segment = position.segment
         try:
             checkpoint.save_snapshot(self._place, self._fold, position)

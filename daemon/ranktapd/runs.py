@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ranktap_wire import records
-from ranktap_wire.frames import Hello
+from ranktap_wire import rules
 from ranktap_wire.journal import (
     START,
     Damage,
@@ -24,7 +23,9 @@ from ranktap_wire.journal import (
     segment_path,
     segments,
 )
+from ranktap_wire.messages import Code, FrameError, Hello
 from ranktap_wire.records import Buffer
+from ranktapd.directories import claim
 from ranktapd.entries import RunBegins, SessionGone, SessionOpened, Words, pack_entry, read_entry
 from ranktapd.sessions import RunSessions, Session
 
@@ -44,6 +45,11 @@ class RunPlace:
     state: Path
 
     @property
+    def state_dir(self) -> Path:
+        """What the daemon keeps of all runs."""
+        return self.state.parents[1]
+
+    @property
     def journal(self) -> Path:
         return self.state / "journal"
 
@@ -51,9 +57,19 @@ class RunPlace:
     def quarantine(self) -> Path:
         return self.state / "quarantine"
 
+    def journal_bytes(self) -> int:
+        """What its journal takes on the disk."""
+        total = 0
+        for number in segments(self.journal):
+            try:
+                total += segment_path(self.journal, number).stat().st_size
+            except FileNotFoundError:
+                continue  # its worker has just left it
+        return total
+
     @classmethod
     def of(cls, logdir: Path, state_dir: Path, run: str) -> RunPlace:
-        return cls(run, logdir / run, state_dir / "runs" / records.run_directory_name(run))
+        return cls(run, logdir / run, state_dir / "runs" / rules.run_directory_name(run))
 
 
 @dataclass(slots=True)
@@ -72,8 +88,18 @@ class Run:
         """The run of that place, recovered from its journal, or begun.
 
         Raises:
+            FrameError: it would begin in a directory that another run writes to.
             JournalError: its journal cannot be opened.
+            OSError: its directory cannot be claimed.
         """
+        if not place.journal.exists():
+            owner = claim(place.state_dir, place.name)
+            if owner is not None:
+                raise FrameError(
+                    Code.CONFLICT,
+                    f"run {place.name!r}: {place.events} is the directory of a sub-run of run "
+                    f"{owner!r}; give this run another name",
+                )
         sessions = RunSessions()
         writer = JournalWriter(
             place.journal,
@@ -264,7 +290,7 @@ def quarantined(place: RunPlace) -> set[int]:
 def unfinished_runs(state_dir: Path) -> list[str]:
     """Runs that have a journal of which something may have to be written still."""
     return sorted(
-        records.run_of_directory_name(path.name)
+        rules.run_of_directory_name(path.name)
         for path in (state_dir / "runs").glob("*")
         if path.is_dir() and not _rests(path)
     )

@@ -6,9 +6,16 @@ A record holds (`event_file` has the frame, event.proto and summary.proto the re
     12       header: the payload's length and its masked CRC
     9 or 0   wall time: 09, float64; absent when its bits are all zero
     2 to 11  step: 10, varint of 1 to 10 bytes; absent when 0
-    n        summary of the tag: 2A len 0A len 0A len tag 15; n depends on the tag alone
-    4        value, float32
+    n        summary of the tag: 2A len 0A len 0A len tag, and what its style has before
+             the value; n depends on the tag alone
+    4 or 8   value, float32 or float64
+    0 or 13  metadata: what the style has behind the value
     4        the payload's masked CRC
+
+    style           before             value    behind
+    simple          15                 float32
+    tensor, float   42 08 08 01 2A 04  float32  4A 0B 0A 09 0A 07 "scalars"
+    tensor, double  42 0C 08 02 32 08  float64  the same
 
 Rows that agree in which fields they have, and in their sizes, share a layout.
 They are filled in as one structured array, then copied to their places among
@@ -60,15 +67,40 @@ from numpy.typing import NDArray
 
 from ranktap_wire.checksum import crc32c
 from ranktap_wire.limits import TAG_BYTES
+from ranktap_wire.records import Style
 from ranktapd.event_file import HEADER_BYTES, MASK_DELTA, TRAILER_BYTES, frame, header
 
 _WALL_TIME_KEY: Final = 0x09
 _STEP_KEY: Final = 0x10
-_VALUE_BYTES: Final = 4
 _WALL_TIME_BYTES: Final = 9  # key and float64
 _STEP_BYTES: Final = 11  # at most: key and varint
-_SUMMARY_BYTES: Final = TAG_BYTES + 10  # keys, and lengths of two bytes
-_PAYLOAD_BYTES: Final = _WALL_TIME_BYTES + _STEP_BYTES + _SUMMARY_BYTES + _VALUE_BYTES
+
+
+class _Form(NamedTuple):
+    """What stands around a value."""
+
+    before: bytes
+    dtype: str
+    behind: bytes
+
+    @property
+    def value_bytes(self) -> int:
+        return np.dtype(self.dtype).itemsize
+
+
+_SCALARS_METADATA: Final = b"\x4a\x0b\x0a\x09\x0a\x07scalars"
+_FORMS: Final = {
+    Style.SIMPLE: _Form(b"\x15", "<f4", b""),
+    # TensorProto: dtype DT_FLOAT, one float_val; dtype DT_DOUBLE, one double_val. No shape.
+    Style.TENSOR_FLOAT: _Form(b"\x42\x08\x08\x01\x2a\x04", "<f4", _SCALARS_METADATA),
+    Style.TENSOR_DOUBLE: _Form(b"\x42\x0c\x08\x02\x32\x08", "<f8", _SCALARS_METADATA),
+}
+
+_REST_BYTES: Final = max(
+    len(form.before) + form.value_bytes + len(form.behind) for form in _FORMS.values()
+)
+_SUMMARY_BYTES: Final = TAG_BYTES + 9 + _REST_BYTES  # three keys, and lengths of two bytes
+_PAYLOAD_BYTES: Final = _WALL_TIME_BYTES + _STEP_BYTES + _SUMMARY_BYTES
 
 _FEW_ROWS: Final = 100
 """Below, rows are encoded one by one, at 1.4 us each. Columns cost 75 us and 7 us a
@@ -82,13 +114,16 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 class ScalarEncoder:
-    """Makes framed scalar events; remembers what depends on a tag alone.
+    """Makes framed scalar events of one style; remembers what depends on a tag alone.
 
     It holds a cache and nothing else: a new one gives the same bytes. 175 bytes
     for a tag of 50. Not thread safe.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, style: Style = Style.SIMPLE) -> None:
+        self._style = style
+        self._form = _FORMS[style]
+        self._rest_bytes = self._form.value_bytes + len(self._form.behind)
         self._terms = _byte_terms()
         self._zeros_crc = _zeros_crc()
         # One entry a tag. The arrays are longer than that, so as to grow rarely.
@@ -97,7 +132,8 @@ class ScalarEncoder:
         self._text_bytes = 0
         self._start = np.empty(0, np.intp)  # of a tag's summary in the text
         self._size = np.empty(0, np.intp)
-        self._crc = np.empty(0, np.uint32)  # its terms, with a value of zeros behind it
+        # Its terms and those of what is behind the value, with a value of zeros between them.
+        self._crc = np.empty(0, np.uint32)
 
     def encode(
         self,
@@ -115,9 +151,10 @@ class ScalarEncoder:
         the tags that were there at the last call only the number is looked at.
 
         Each record equals, byte for byte, `frame` of what protobuf makes of
-        `Event(wall_time=, step=, summary={tag, simple_value})`. Values are
-        rounded to float32 as numpy does: what is too large becomes infinite.
-        Every NaN becomes 7FC00000, so that equal input gives equal bytes.
+        `Event(wall_time=, step=, summary={tag, simple_value})`, or of a summary with
+        the tensor and plugin metadata of its style. Where a style has float32, values
+        are rounded as numpy does: what is too large becomes infinite. Every NaN becomes
+        the same one (7FC00000 in float32), so that equal input gives equal bytes.
 
         Raises:
             IndexError: an index that is not in `tags`.
@@ -139,13 +176,13 @@ class ScalarEncoder:
             )
 
         wall_time = np.ascontiguousarray(wall_time, "<f8")
-        narrow = _float32(value)
+        stored = _stored(value, self._form.dtype)
         if len(step) < _FEW_ROWS:
-            return memoryview(self._each_row(tag_index, step, wall_time, narrow))
+            return memoryview(self._each_row(tag_index, step, wall_time, stored))
         blocks = []
         for first in range(0, len(step), _BLOCK_ROWS):
             rows = slice(first, first + _BLOCK_ROWS)
-            block = self._all_rows(tag_index[rows], step[rows], wall_time[rows], narrow[rows])
+            block = self._all_rows(tag_index[rows], step[rows], wall_time[rows], stored[rows])
             blocks.append(block)
         return blocks[0] if len(blocks) == 1 else memoryview(b"".join(blocks))
 
@@ -156,11 +193,12 @@ class ScalarEncoder:
             return
         if len(tags) < known:
             raise ValueError(f"tags may only grow: {len(tags)} now, {known} at the last call")
-        summaries = [_summary(tag) for tag in tags[known:]]
+        summaries = [_summary(tag, self._form) for tag in tags[known:]]
         text = b"".join(summaries)
         size = np.array([len(summary) for summary in summaries], np.intp)
-        with_zeros = [crc32c(summary + bytes(_VALUE_BYTES)) for summary in summaries]
-        crc = np.array(with_zeros, np.uint32) ^ self._zeros_crc[size + _VALUE_BYTES]
+        rest = bytes(self._form.value_bytes) + self._form.behind
+        with_zeros = [crc32c(summary + rest) for summary in summaries]
+        crc = np.array(with_zeros, np.uint32) ^ self._zeros_crc[size + self._rest_bytes]
 
         start = self._text_bytes + np.cumsum(size) - size
         self._text = _extended(self._text, self._text_bytes, np.frombuffer(text, np.uint8))
@@ -175,14 +213,15 @@ class ScalarEncoder:
         tag_index: NDArray[Any],
         step: NDArray[np.int64],
         wall_time: NDArray[np.float64],
-        value: NDArray[np.float32],
+        value: NDArray[Any],
     ) -> bytes:
         """The records, one at a time: the plain form of what `_all_rows` does."""
         walls = wall_time.tobytes()
         values = value.tobytes()
+        size, behind = self._form.value_bytes, self._form.behind
         records = []
         for row, (tag, number) in enumerate(zip(tag_index.tolist(), step.tolist(), strict=True)):
-            payload = self._summaries[tag] + values[4 * row : 4 * row + 4]
+            payload = self._summaries[tag] + values[size * row : size * row + size] + behind
             if number:
                 payload = b"\x10" + _varint(number) + payload
             wall = walls[8 * row : 8 * row + 8]
@@ -196,20 +235,21 @@ class ScalarEncoder:
         tag_index: NDArray[Any],
         step: NDArray[np.int64],
         wall_time: NDArray[np.float64],
-        value: NDArray[np.float32],
+        value: NDArray[Any],
     ) -> memoryview:
         """The records, a column at a time."""
         steps = _encode_steps(step)
         summary_start = self._start[tag_index]
         summary_size = self._size[tag_index]
         walled = wall_time.view("<i8") != 0  # -0.0 is written, as protobuf does
-        payload_size = walled * _WALL_TIME_BYTES + steps.size + summary_size + _VALUE_BYTES
+        behind_step = summary_size + self._rest_bytes
+        payload_size = walled * _WALL_TIME_BYTES + steps.size + behind_step
 
         crc = self._zeros_crc[payload_size]
         crc ^= self._crc[tag_index]
-        # `terms` is where the terms of a byte stand that has a row's step, summary and
-        # value behind it. A field that a row has not is bytes of 0 here: their terms are 0.
-        terms = (steps.size + summary_size + _VALUE_BYTES) * 256
+        # `terms` is where the terms of a byte stand that has a row's step, summary, value and
+        # metadata behind it. A field that a row has not is bytes of 0 here: their terms are 0.
+        terms = (steps.size + behind_step) * 256
         self._add(crc, walled * _WALL_TIME_KEY, terms, 8)
         for place, byte in enumerate(_bytes_of(wall_time)):
             self._add(crc, byte, terms, 7 - place)
@@ -217,7 +257,7 @@ class ScalarEncoder:
             terms -= 256
             self._add(crc, byte, terms, 0)
         for place, byte in enumerate(_bytes_of(value)):
-            self._add(crc, byte, 0, _VALUE_BYTES - 1 - place)
+            self._add(crc, byte, 0, self._rest_bytes - 1 - place)
         crc = ((crc >> 15) | (crc << 17)) + np.uint32(MASK_DELTA)
 
         def records(layout: _Layout, rows: slice | NDArray[np.intp]) -> NDArray[np.void]:
@@ -230,13 +270,15 @@ class ScalarEncoder:
                 filled["step"] = steps.fields(layout.step_size)[rows]
             filled["summary"] = _every_offset(self._text, f"V{layout.summary_size}")[start]
             filled["value"] = value[rows]
+            if self._form.behind:
+                filled["behind"] = np.void(self._form.behind)
             filled["crc"] = crc[rows]
             return filled
 
         # 16 bits, so that numpy sorts by radix: 5 ns a row instead of 40.
         key = ((summary_size * 16 + steps.size) * 2 + walled).astype(np.uint16)
         if (key == key[0]).all():
-            return records(_layout(int(key[0])), slice(None)).view(np.uint8).data
+            return records(_layout(int(key[0]), self._style), slice(None)).view(np.uint8).data
         record_size = payload_size + (HEADER_BYTES + TRAILER_BYTES)
         ends = np.cumsum(record_size)
         starts = ends - record_size
@@ -245,7 +287,7 @@ class ScalarEncoder:
         key = key[order]
         changes = np.flatnonzero(key[1:] != key[:-1]) + 1
         for first, end in pairwise((0, *changes.tolist(), len(key))):
-            layout = _layout(int(key[first]))
+            layout = _layout(int(key[first]), self._style)
             rows = order[first:end]
             opaque = f"V{layout.record.itemsize}"
             _every_offset(out, opaque)[starts[rows]] = records(layout, rows).view(opaque)
@@ -292,13 +334,13 @@ def _zeros_crc() -> NDArray[np.uint32]:
 # -- fields -------------------------------------------------------------------------------
 
 
-def _float32(value: NDArray[np.float64]) -> NDArray[np.float32]:
+def _stored(value: NDArray[np.float64], dtype: str) -> NDArray[Any]:
     with np.errstate(all="ignore"):  # to infinity or to zero without a word
-        narrow = value.astype("<f4")
-    nan = np.isnan(narrow)
+        stored = value.astype(dtype)
+    nan = np.isnan(stored)
     if nan.any():
-        narrow[nan] = np.nan
-    return narrow
+        stored[nan] = np.nan
+    return stored
 
 
 def _bytes_of(column: NDArray[Any]) -> Iterator[NDArray[np.intp]]:
@@ -318,13 +360,14 @@ def _varint(number: int) -> bytes:
     return bytes(digits)
 
 
-def _summary(tag: bytes) -> bytes:
+def _summary(tag: bytes, form: _Form) -> bytes:
     """The payload between step and value, of an `Event` with one scalar of that tag."""
     if len(tag) > TAG_BYTES:
         raise ValueError(f"a tag has at most {TAG_BYTES} bytes, not {len(tag)}: {tag[:50]!r}...")
-    inner = (b"\x0a" + _varint(len(tag)) + tag if tag else b"") + b"\x15"
+    rest_bytes = form.value_bytes + len(form.behind)
+    inner = (b"\x0a" + _varint(len(tag)) + tag if tag else b"") + form.before
     for key in (b"\x0a", b"\x2a"):  # Summary.value in Event.summary
-        inner = key + _varint(len(inner) + _VALUE_BYTES) + inner
+        inner = key + _varint(len(inner) + rest_bytes) + inner
     return inner
 
 
@@ -377,13 +420,15 @@ class _Layout(NamedTuple):
 
 
 @lru_cache(maxsize=4096)  # 1 KB each; a run has a few dozen
-def _layout(key: int) -> _Layout:
+def _layout(key: int, style: Style) -> _Layout:
     """The layout of a key: (summary size * 16 + step size) * 2 + whether it has a wall time."""
+    form = _FORMS[style]
     summary_size, step_size, walled = key >> 5, key >> 1 & 15, bool(key & 1)
     step_at = HEADER_BYTES + walled * _WALL_TIME_BYTES
     summary_at = step_at + step_size
     value_at = summary_at + summary_size
-    crc_at = value_at + _VALUE_BYTES
+    behind_at = value_at + form.value_bytes
+    crc_at = behind_at + len(form.behind)
     start = header(crc_at - HEADER_BYTES) + bytes([_WALL_TIME_KEY] * walled)
     fields = {"header": (f"V{len(start)}", 0)}
     if walled:
@@ -391,7 +436,9 @@ def _layout(key: int) -> _Layout:
     if step_size:
         fields["step"] = (f"V{step_size}", step_at)
     fields["summary"] = (f"V{summary_size}", summary_at)
-    fields["value"] = ("<f4", value_at)
+    fields["value"] = (form.dtype, value_at)
+    if form.behind:
+        fields["behind"] = (f"V{len(form.behind)}", behind_at)
     fields["crc"] = ("<u4", crc_at)
     record = np.dtype(
         {

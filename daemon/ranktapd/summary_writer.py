@@ -1,4 +1,4 @@
-"""The one writer of a run: its event file, continued where it ends, with the same bytes.
+"""The one writer of an event file: continued where it ends, with the same bytes.
 
 A TensorBoard may be reading the file at any moment. It survives a torn tail that is
 completed with the bytes that were meant to follow, and nothing else. So after a restart
@@ -14,12 +14,13 @@ import logging
 import mmap
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ranktap_wire.journal import sync_directory
 from ranktapd import event_file
+from ranktapd.durable_files import make_directory
 from ranktapd.event_file import Scan
 
 logger = logging.getLogger("ranktapd")
@@ -30,7 +31,7 @@ RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class FileStart:
-    """Which event file a run is written to, and behind what it begins.
+    """Which event file a run or sub-run is written to, and behind what it begins.
 
     It is remembered before the file is made: until the file has a checkpoint of its own,
     nothing else says that a former file holds what comes before.
@@ -66,12 +67,13 @@ class SummaryWriter:
         self._waiting_for_room = False
         self.wait: Callable[[float], None] = time.sleep
         """Waits for so many seconds while the disk is full; what it raises ends the waiting."""
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         self.path = directory / start.name
         is_new = not self.path.exists()
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if is_new:
             sync_directory(directory)
+        self._unsynced = True  # what a worker before this one wrote may be
         self._found = self._scan()
         behind = os.fstat(self._fd).st_size - self._found.checkpoint_end
         self._tail = os.pread(self._fd, behind, self._found.checkpoint_end)
@@ -90,19 +92,23 @@ class SummaryWriter:
         """The position in the journal up to which everything was written when this was opened."""
         return self._found.checkpoint or self._start.checkpoint
 
-    @property
-    def proving(self) -> bool:
-        """Whether the file holds more than what was appended: append a group at a time."""
-        return bool(self._tail)
-
-    def append(self, records: bytes) -> None:
-        """Append whole records, or find them in the file already.
+    def append(self, groups: Sequence[bytes]) -> None:
+        """Append the records of groups, or find them in the file already.
 
         Waits while the disk is full: the journal keeps what follows.
 
         Raises:
             OSError: the file cannot be written.
         """
+        # One at a time as long as the file holds what is still to be proved right, and the
+        # first of a file: what the file, or a former one, holds already is of one group.
+        left = [records for records in groups if records]
+        while left and (self._tail or not self._end):
+            self._append(left.pop(0))
+        if left:
+            self._append(b"".join(left))
+
+    def _append(self, records: bytes) -> None:
         expected = self._as_begun(records)
         known = min(len(self._tail), len(expected))
         if expected[:known] == self._tail[:known]:
@@ -115,7 +121,7 @@ class SummaryWriter:
 
     def _as_begun(self, records: bytes) -> bytes:
         """What of a group's records belongs here, and what stands before them in a new file."""
-        if self._end or not records:
+        if self._end:
             return records
         return self._version + _skip_records(records, self._start.records)
 
@@ -125,16 +131,32 @@ class SummaryWriter:
         Raises:
             OSError: it may not.
         """
-        os.fdatasync(self._fd)
+        if self._unsynced:
+            os.fdatasync(self._descriptor())
+            self._unsynced = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a file descriptor."""
+        return self._fd >= 0
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Let go of its file descriptor. The next use takes another."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _descriptor(self) -> int:
+        if self._fd < 0:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        return self._fd
 
     def _write(self, records: bytes) -> None:
         left = memoryview(records)
         while left:
+            self._unsynced = True
             try:
-                written = os.pwrite(self._fd, left, self._end)
+                written = os.pwrite(self._descriptor(), left, self._end)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
@@ -158,7 +180,7 @@ class SummaryWriter:
         Other bytes than before: the renderer has changed since, or the file was.
         """
         # The tail holds no checkpoint, so all of it is of one group: the one that is being
-        # appended, because groups are appended one at a time as long as there is a tail.
+        # appended.
         held = self._found.records_behind
         if self._found.checkpoint is None:
             held = max(held - 1, 0) + self._start.records  # less the version record
@@ -171,7 +193,8 @@ class SummaryWriter:
         self._remember(self._start)
         path = self._directory / name
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        os.close(self._fd)
+        self.sync()
+        self.close()
         self.path, self._fd = path, fd
         sync_directory(self._directory)
         self._tail = b""

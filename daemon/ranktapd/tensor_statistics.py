@@ -157,14 +157,13 @@ class TensorStatistics:
 
 
 def statistics_of(blob: Blob) -> TensorStatistics:
-    """A record of moments that `records.check_blob` has passed, copied out of its message."""
-    assert blob.tags is not None
-    tags = tuple(str(byte_view(blob.tags), "utf-8").split("\n"))
+    """A record of moments that `kinds.check_blob` has passed, copied out of its message."""
+    tags = tuple(str(byte_view(blob.parts["tags"]), "utf-8").split("\n"))
     fields = tuple(blob.parameters["fields"])
     rows = blob.array().astype(np.float64)  # a copy
     cells = counts = None
-    if blob.counts is not None:
-        dense = np.frombuffer(blob.counts, "<u4")
+    if "counts" in blob.parts:
+        dense = np.frombuffer(blob.parts["counts"], "<u4")
         cells = np.flatnonzero(dense)
         counts = dense[cells].astype(np.int64)
         # Non-finite values have a column of the moments.

@@ -226,7 +226,8 @@ class Mortal:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
         self._calls_left = calls
         for owner, name in (
-            (os, "open"), (os, "fsync"), (os, "fdatasync"), (Path, "replace"), (Path, "unlink"),
+            (os, "open"), (os, "fsync"), (os, "fdatasync"), (os, "link"),
+            (Path, "mkdir"), (Path, "replace"), (Path, "unlink"),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
         self._pwrite, self._write = os.pwrite, os.write

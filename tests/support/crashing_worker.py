@@ -17,7 +17,7 @@ from typing import Any
 from ranktap_wire import frames
 from ranktap_wire.journal import Entry
 from ranktap_wire.records import Batch, Kind
-from ranktapd import cli, daemon, entries, fold, run_worker
+from ranktapd import cli, daemon, drawing, entries, fold, run_worker
 
 POISON = "poison"
 
@@ -46,15 +46,15 @@ def _poison_worker(how: str) -> None:
             _die(how)
         real_apply(self, entry)
 
-    real_draw = fold._RENDERERS[Kind.IMAGE]
+    real_draw = drawing.DRAWN[Kind.IMAGE]
 
-    def draw(tag: str, blob: Any) -> bytes:
+    def draw(blob: Any, tag: str) -> list[bytes]:
         if tag == POISON:
             _die(how)
-        return real_draw(tag, blob)
+        return real_draw(blob, tag)
 
     if how.startswith("draw"):
-        fold._RENDERERS[Kind.IMAGE] = draw
+        drawing.DRAWN[Kind.IMAGE] = draw
     else:
         fold.Fold.apply = apply  # type: ignore[method-assign]
 

@@ -9,6 +9,10 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 
 
+OWN_TAGS = ("ranktap/", "step_time/", "ranks/step_time/")
+"""What tags begin with that no user's code has logged."""
+
+
 def event_files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("*tfevents*"))
 

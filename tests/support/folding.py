@@ -99,6 +99,27 @@ def record_small(daemon: DaemonProcess) -> Path:
     return place_of(daemon.logdir).journal
 
 
+def record_beside(daemon: DaemonProcess, *, steps: int) -> Path:
+    """The journal of a job of two ranks and few bytes, with files beside the run's own events:
+    of sub-runs, and of embeddings. Its last group gives something to all of them."""
+    taps = [
+        ranktap.init(RUN, endpoint=daemon.endpoint, rank=rank, world_size=2) for rank in range(2)
+    ]
+    for step in range(steps):
+        for tap in taps:
+            tap.scalar("loss", step + tap.rank, step)
+            tap.curves("curve", {"a": step + tap.rank, "b": 2 * step}, step)
+            if step in (0, steps - 1):
+                tap.hparams({"lr": 0.1}, {"loss": step}, step, run_name="trial")
+                if tap.rank:
+                    tap.embedding("points", np.eye(2, dtype=np.float32), step)
+            assert tap.flush()
+    for tap in taps:
+        assert tap.close()
+    assert daemon.stop() == 0
+    return place_of(daemon.logdir).journal
+
+
 def entries(journal: Path) -> list[Entry]:
     """All entries of a journal, none damaged."""
     last = _last_entry(journal)
@@ -186,6 +207,15 @@ def output(place: RunPlace) -> bytes:
     """The bytes of the one event file of a run."""
     (path,) = event_files(place.events)
     return path.read_bytes()
+
+
+def contents(place: RunPlace) -> dict[str, bytes]:
+    """All files of a run and its sub-runs, by path."""
+    return {
+        str(path.relative_to(place.events)): path.read_bytes()
+        for path in sorted(place.events.rglob("*"))
+        if path.is_file()
+    }
 
 
 def record_ends(data: bytes) -> list[int]:

@@ -1,14 +1,16 @@
 """What the ranks of a made-up job log, known without asking them: a function of rank and step.
 
-`log_step` logs one rank's records of one step. `expected_run` says, with plain Python and
-numpy and none of ranktap's code, what TensorBoard must then find, and `read_run` what it
-does find. Both are compared whole: a point that is missing, doubled, altered or out of
-order makes them differ.
+`log_step` logs one rank's records of one step, `log_beside` those that are written beside
+the run's own event file: to sub-runs and the projector's files. `expected_run` says, with
+plain Python and numpy and none of ranktap's code, what TensorBoard must then find, and
+`read_run` what it does find. Both are compared whole: a point that is missing, doubled,
+altered or out of order makes them differ.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,9 @@ MERGED = {f"merged/{number:02d}": "mean" for number in range(12)} | {
 }
 EACH = [f"own/{number}" for number in range(4)]
 SCALARS_A_STEP = len(MERGED) + len(EACH)
-GRID_EVERY, HISTOGRAM_EVERY, TEXT_EVERY = 20, 15, 10
+GRID_EVERY, HISTOGRAM_EVERY, TEXT_EVERY, EMBEDDING_EVERY = 20, 15, 10, 25
+CURVES = ("train", "valid")
+CURVES_TAG = "curves/loss"
 EDGES = [float(edge) for edge in range(11)]
 
 
@@ -47,9 +51,11 @@ class Contents:
     """Step, (count, smallest, largest, sum, sum of squares), (upper edge, count) of each bucket
     that is not empty."""
     texts: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Content of the embeddings that the projector's configuration names, by path."""
 
     def points(self) -> int:
-        return sum(
+        return len(self.files) + sum(
             len(series)
             for kind in (self.scalars, self.pictures, self.histograms, self.texts)
             for series in kind.values()
@@ -101,14 +107,24 @@ def log_others(tap: Tap, step: int) -> None:
         tap.text("note", text(rank, step), step)
 
 
+def log_beside(tap: Tap, step: int) -> None:
+    """What of this rank and step is not for the run's own event file."""
+    tap.curves(CURVES_TAG, {name: scalar(tap.rank, step, name) for name in CURVES}, step)
+    if step % EMBEDDING_EVERY == 0:
+        tap.embedding("points", np.array([[tap.rank, step]], np.float32), step)
+
+
 # -- what must be found -------------------------------------------------------------------
 
 
-def expected_run(world_size: int, steps: Iterable[int]) -> Contents:
-    """What `log_step` of every rank and step makes, when no rank was given up on."""
+def expected_run(world_size: int, steps: Iterable[int], *, beside: bool = False) -> Contents:
+    """What `log_step`, and `log_beside`, of every rank and step makes, when no rank was given
+    up on."""
     contents = Contents()
     ranks = range(world_size)
     for step in steps:
+        if beside:
+            _expect_beside(contents, world_size, step)
         for tag, policy in MERGED.items():
             values = [scalar(rank, step, tag) for rank in ranks]
             merged = {
@@ -143,6 +159,25 @@ def expected_run(world_size: int, steps: Iterable[int]) -> Contents:
     return contents
 
 
+def _expect_beside(contents: Contents, world_size: int, step: int) -> None:
+    for name in CURVES:
+        values = [scalar(rank, step, name) for rank in range(world_size)]
+        _note(contents.scalars, curve_key(name), (step, sum(values) / world_size))
+        _note(contents.scalars, curve_key(name, "min"), (step, min(values)))
+        _note(contents.scalars, curve_key(name, "max"), (step, max(values)))
+    if step % EMBEDDING_EVERY == 0:
+        for rank in range(world_size):
+            tag = shown_tag("points", rank).replace("/", "%2f")
+            path = f"{step:05}/{tag}/tensors.tsv"
+            contents.files[path] = f"{rank:.1f}\t{step:.1f}\n".encode()
+
+
+def curve_key(name: str, of_ranks: str = "") -> str:
+    """Where in `Contents.scalars` a curve is: the directory of its sub-run, and its tag."""
+    tag = f"ranks/{CURVES_TAG}/{of_ranks}" if of_ranks else CURVES_TAG
+    return f"{CURVES_TAG.replace('/', '_')}_{name}: {tag}"
+
+
 def own_tag(tag: str, rank: int, world_size: int) -> str:
     """Where `across="each"` puts a rank's series."""
     return tag if world_size == 1 else f"ranks/{tag}/rank{rank}"
@@ -166,20 +201,32 @@ def grid_pixels(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 # -- what is found ------------------------------------------------------------------------
 
 
-def read_run(directory: Path) -> Contents:
-    """Every event of a run's files, in the order in which TensorBoard reads them."""
+def read_run(directory: Path, *, beside: bool = False) -> Contents:
+    """Every event of a run's files, in the order in which TensorBoard reads them; with what is
+    beside them also of its sub-runs, and the embeddings that their configuration names."""
     contents = Contents()
-    for path in event_files(directory):
-        for event in events(path):
-            for value in event.summary.value:
-                _note_value(contents, event.step, value)
+    _read_events(contents, directory, "")
+    config = directory / "projector_config.pbtxt"
+    if beside and directory.exists():
+        for below in sorted(path for path in directory.iterdir() if path.is_dir()):
+            _read_events(contents, below, f"{below.name}: ")
+        named = re.findall(r'tensor_path: "(.*)"', config.read_text()) if config.exists() else []
+        contents.files = {path: (directory / path).read_bytes() for path in named}
+        assert len(contents.files) == len(named), "named twice"
     return contents
 
 
-def _note_value(contents: Contents, step: int, value: Any) -> None:
+def _read_events(contents: Contents, directory: Path, prefix: str) -> None:
+    for path in event_files(directory):
+        for event in events(path):
+            for value in event.summary.value:
+                _note_value(contents, prefix, event.step, value)
+
+
+def _note_value(contents: Contents, prefix: str, step: int, value: Any) -> None:
     match value.WhichOneof("value"):
         case "simple_value":
-            _note(contents.scalars, value.tag, (step, value.simple_value))
+            _note(contents.scalars, prefix + value.tag, (step, value.simple_value))
         case "image":
             pixels = np.asarray(Image.open(io.BytesIO(value.image.encoded_image_string)))
             point = (step, pixels.shape, pixels.tobytes())
@@ -202,6 +249,8 @@ def _note(series: dict[str, list[Any]], tag: str, point: Any) -> None:
 
 def assert_same(found: Contents, expected: Contents) -> None:
     """Compare whole, and say in few words what differs."""
+    differing = {path for path, _ in found.files.items() ^ expected.files.items()}
+    assert not differing, f"files: {sorted(differing)[:5]}"
     for kind in ("scalars", "pictures", "histograms", "texts"):
         have, want = getattr(found, kind), getattr(expected, kind)
         assert set(have) == set(want), f"{kind}: tags {set(have) ^ set(want)}"

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 from tensorboard.compat.proto.event_pb2 import Event
 
 from ranktap_wire import frames
 from ranktap_wire.journal import Entry, Position
-from ranktap_wire.records import Across, Batch, Buffer, Columns, byte_view
+from ranktap_wire.records import Across, Batch, Blob, Buffer, Columns, Style, byte_view, scalar_code
 from ranktapd import event_file
 from ranktapd.entries import (
     BatchAccepted,
@@ -21,6 +22,7 @@ from ranktapd.entries import (
     pack_entry,
 )
 from ranktapd.fold import Fold
+from ranktapd.output import Output
 
 Point = tuple[str, int, float]
 
@@ -32,6 +34,8 @@ class Journal:
         self.fold = fold or Fold(ThreadPoolExecutor(1))
         self.sequence = 0
         self.output = b""
+        self.last = Output("", {}, [])
+        """Of the last group."""
 
     def say(self, words: Words, batch: Sequence[Buffer] = ()) -> list[Point]:
         """One more entry, which ends its group; the scalars that it brings out."""
@@ -39,7 +43,8 @@ class Journal:
         packed = [memoryview(byte_view(frame)) for frame in pack_entry(words, batch)]
         after = Position(self.sequence, 1, 0)
         self.fold.apply(Entry(self.sequence, True, packed, after))
-        written = self.fold.close_group(str(after)).join()
+        self.last = self.fold.close_group(str(after))
+        written = self.last.join()
         self.output += written
         return points(written)
 
@@ -47,36 +52,57 @@ class Journal:
         identity = session.to_bytes(16, "little")
         self.say(SessionOpened(identity, rank, world_size, "host", 1, 1.0, resume, 0))
 
-    def scalar(self, session: int, number: int, tag: str, step: int, value: float) -> list[Point]:
+    def scalar(
+        self,
+        session: int,
+        number: int,
+        tag: str,
+        step: int,
+        value: float,
+        policy: Across = Across.MEAN,
+        style: Style = Style.SIMPLE,
+    ) -> list[Point]:
         """A batch of one scalar."""
         columns = Columns(
             [tag],
-            np.array([Across.MEAN], np.uint8),
+            np.array([scalar_code(policy, style)], np.uint8),
             np.zeros(1, np.int32),
             np.array([step], np.int64),
             np.ones(1),
             np.array([value]),
         )
+        return self.batch(session, number, Batch(columns))
+
+    def batch(self, session: int, number: int, batch: Batch) -> list[Point]:
         identity = session.to_bytes(16, "little")
-        packed = frames.pack_batch(identity, number, Batch(columns))
+        packed = frames.pack_batch(identity, number, batch)
         return self.say(BatchAccepted(identity, number), packed)
 
+    def blobs(self, session: int, number: int, *blobs: Blob) -> list[Point]:
+        """A batch of these records."""
+        return self.batch(session, number, Batch(None, list(blobs)))
 
-def points(written: bytes) -> list[Point]:
-    """(tag, step, value) of every scalar in framed events."""
-    found: list[Point] = []
+
+def events(written: bytes) -> list[Event]:
+    """Framed events."""
+    found: list[Event] = []
     offset = 0
     while offset < len(written):
         length = int.from_bytes(written[offset : offset + 8], "little")
         start = offset + event_file.HEADER_BYTES
-        event = Event.FromString(written[start : start + length])
-        found += [
-            (value.tag, event.step, value.simple_value)
-            for value in event.summary.value
-            if value.HasField("simple_value")
-        ]
+        found.append(Event.FromString(written[start : start + length]))
         offset = start + length + event_file.TRAILER_BYTES
     return found
+
+
+def points(written: bytes) -> list[Point]:
+    """(tag, step, value) of every scalar in framed events."""
+    return [
+        (value.tag, event.step, value.simple_value)
+        for event in events(written)
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    ]
 
 
 def begun(world_size: int) -> Journal:
@@ -141,3 +167,101 @@ def test_a_fold_goes_on_from_its_state_with_the_same_bytes() -> None:
         journal.scalar(0, 2, "loss", 1, 3.0)
         journal.scalar(1, 2, "loss", 1, float("nan"))
     assert whole.output == first.output + second.output
+
+
+def test_scalars_of_a_sub_run_are_written_to_its_own_file_with_a_checkpoint_in_both() -> None:
+    journal = begun(1)
+    assert journal.scalar(0, 1, "sub/run\tloss", 3, 1.0) == []
+    assert journal.last.sub_runs == ["sub/run"]
+    written = journal.last.join("sub/run")
+    assert points(written) == [("loss", 3, 1.0)]
+    checkpoint = event_file.checkpoint_record(1.0, journal.last.position)
+    assert written.endswith(checkpoint)
+    assert event_file.start_record(1.0, 0) not in written
+    assert journal.last.join() == event_file.start_record(1.0, 0) + checkpoint
+    assert journal.scalar(0, 2, "loss", 3, 2.0) == [("loss", 3, 2.0)]
+    assert journal.last.sub_runs == []
+
+
+def test_ranks_are_merged_within_a_sub_run_and_one_chart_shows_all_sub_runs() -> None:
+    journal = begun(2)
+    for number, sub_run in enumerate(("", "a\t", "b\t"), 1):
+        journal.scalar(0, number, f"{sub_run}loss", 7, 1.0)
+        journal.scalar(1, number, f"{sub_run}loss", 7, 3.0)
+        assert points(journal.last.join(sub_run.rstrip())) == [
+            ("loss", 7, 2.0),
+            ("ranks/loss/min", 7, 1.0),
+            ("ranks/loss/max", 7, 3.0),
+        ]
+    assert journal.output.count(b"custom_scalars__config__") == 1
+
+
+def test_many_sub_runs_in_one_batch_get_their_own_rows_in_order() -> None:
+    journal = begun(1)
+    names = [f"{chr(97 + number)}\tloss" for number in range(5)] + ["loss"]
+    index = np.arange(60, dtype=np.int32) % len(names)
+    columns = Columns(
+        names,
+        np.full(len(names), scalar_code(Across.MEAN), np.uint8),
+        index,
+        np.arange(60),
+        np.ones(60),
+        np.arange(60.0),
+    )
+    journal.batch(0, 1, Batch(columns))
+    for number, sub_run in enumerate([*"abcde", ""]):
+        expected = [("loss", row, float(row)) for row in range(number, 60, len(names))]
+        assert points(journal.last.join(sub_run)) == expected
+
+
+def test_scalars_of_one_tag_in_several_styles_are_written_each_as_it_was_asked_for() -> None:
+    journal = begun(1)
+    for number, style in enumerate((Style.TENSOR_DOUBLE, Style.SIMPLE, Style.TENSOR_FLOAT), 1):
+        journal.scalar(0, number, "loss", number, 0.5, style=style)
+    second = Journal(Fold.restore(journal.fold.state(), ThreadPoolExecutor(1)))
+    second.scalar(0, 4, "loss", 4, 0.25, style=Style.TENSOR_DOUBLE)
+    found = [
+        (event.step, value.simple_value or [*value.tensor.float_val, *value.tensor.double_val])
+        for event in events(journal.output + second.output)
+        for value in event.summary.value
+    ]
+    assert found == [(1, [0.5]), (2, 0.5), (3, [0.5]), (4, [0.25])]
+
+
+def test_the_band_of_a_tag_has_its_style() -> None:
+    journal = begun(2)
+    for rank in (0, 1):
+        journal.scalar(rank, 1, "loss", 1, rank + 0.1, style=Style.TENSOR_DOUBLE)
+    assert [
+        (value.tag, list(value.tensor.double_val))
+        for event in events(journal.output)
+        for value in event.summary.value
+    ][:3] == [("loss", [0.6000000000000001]), ("ranks/loss/min", [0.1]), ("ranks/loss/max", [1.1])]
+
+
+def test_a_resumed_step_is_said_in_the_runs_own_file_alone() -> None:
+    journal = begun(1)
+    journal.scalar(0, 1, "sub\tloss", 1, 1.0)
+    journal.open(1, 0, 1, resume=1)
+    assert journal.last.sub_runs == []
+    assert event_file.start_record(1.0, 1) in journal.last.join()
+
+
+def test_a_fold_with_sub_runs_goes_on_from_its_state_with_the_same_bytes() -> None:
+    whole, first = begun(2), begun(2)
+    for journal in (whole, first):
+        journal.scalar(0, 1, "sub\tloss", 0, 1.0)
+        journal.scalar(0, 1, "b\tloss", 0, 1.0, style=Style.TENSOR_FLOAT)
+    second = Journal(Fold.restore(first.fold.state(), ThreadPoolExecutor(1)))
+    second.sequence = first.sequence
+    for journal in (whole, second):
+        journal.scalar(1, 1, "b\tloss", 0, 3.0, style=Style.TENSOR_FLOAT)
+        journal.scalar(1, 1, "sub\tloss", 0, 3.0)
+    assert whole.last.join("sub") == second.last.join("sub") != b""
+    assert whole.output == first.output + second.output
+
+
+def test_a_snapshot_of_another_format_is_refused() -> None:
+    state = begun(1).fold.state() | {"format": 1}
+    with pytest.raises(ValueError, match="a snapshot of format 1, this release reads 2"):
+        Fold.restore(state, ThreadPoolExecutor(1))

@@ -7,15 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from tensorboard.compat.proto.event_pb2 import Event
 
 from ranktap import reduce
 from ranktap_wire import frames
 from ranktap_wire.records import Across, Batch, Blob, Kind
-from ranktapd import event_file
-from ranktapd.entries import BatchAccepted
 from ranktapd.fold import Fold
-from tests.unit.test_fold import Journal, Point, begun, points
+from tests.unit.test_fold import Journal, begun, events, points
 
 
 def moments(
@@ -32,45 +29,35 @@ def moments(
     return Blob(
         Kind.MOMENTS, group, step, 1.0, across, "float64", rows.shape,
         {"fields": list(fields), "replicated": False}, rows,
-        tags="\n".join(tensors).encode(), counts=counts,
+        {"tags": "\n".join(tensors).encode(), "counts": counts},
     )  # fmt: skip
-
-
-def log(journal: Journal, session: int, number: int, *blobs: Blob) -> list[Point]:
-    identity = session.to_bytes(16, "little")
-    packed = frames.pack_batch(identity, number, Batch(None, list(blobs)))
-    return journal.say(BatchAccepted(identity, number), packed)
 
 
 def histograms(written: bytes) -> dict[str, float]:
     """Tag to number of values."""
-    found: dict[str, float] = {}
-    offset = 0
-    while offset < len(written):
-        length = int.from_bytes(written[offset : offset + 8], "little")
-        start = offset + event_file.HEADER_BYTES
-        for value in Event.FromString(written[start : start + length]).summary.value:
-            if value.HasField("histo"):
-                found[value.tag] = value.histo.num
-        offset = start + length + event_file.TRAILER_BYTES
-    return found
+    return {
+        value.tag: value.histo.num
+        for event in events(written)
+        for value in event.summary.value
+        if value.HasField("histo")
+    }
 
 
 def test_what_travels_is_what_arrives() -> None:
     blob = moments({"a": [3.0, 4.0], "b": [1.0]})
     again = frames.read_batch(frames.pack_batch(bytes(16), 1, Batch(None, [blob]))).blobs[0]
-    assert again.buffers.keys() == {"tags", "counts"}
+    assert [*again.parts] == ["tags", "counts"]
     np.testing.assert_array_equal(again.array(), blob.array())
-    assert bytes(again.buffers["tags"]) == b"a\nb"
+    assert bytes(again.parts["tags"]) == b"a\nb"
     np.testing.assert_array_equal(
-        np.frombuffer(again.buffers["counts"], "<u4"), blob.counts.ravel()
+        np.frombuffer(again.parts["counts"], "<u4"), np.ravel(blob.parts["counts"])
     )
 
 
 def test_two_ranks_rows_become_one_when_both_are_there() -> None:
     journal = begun(2)
-    assert log(journal, 0, 1, moments({"w": [3.0, 0.0]})) == []
-    assert log(journal, 1, 1, moments({"w": [4.0, 1.0]})) == [
+    assert journal.blobs(0, 1, moments({"w": [3.0, 0.0]})) == []
+    assert journal.blobs(1, 1, moments({"w": [4.0, 1.0]})) == [
         ("w/mean", 4, 2.0),
         ("w/norm", 4, pytest.approx(26**0.5)),
     ]
@@ -79,8 +66,8 @@ def test_two_ranks_rows_become_one_when_both_are_there() -> None:
 
 def test_a_number_of_non_finite_values_begins_where_there_are_any() -> None:
     journal = begun(1)
-    log(journal, 0, 1, moments({"w": [1.0]}, step=0))
-    assert log(journal, 0, 2, moments({"w": [1.0, float("nan")]}, step=1)) == [
+    journal.blobs(0, 1, moments({"w": [1.0]}, step=0))
+    assert journal.blobs(0, 2, moments({"w": [1.0, float("nan")]}, step=1)) == [
         ("w/mean", 1, 1.0),
         ("w/norm", 1, 1.0),
         ("w/non_finite", 1, 1.0),
@@ -89,13 +76,13 @@ def test_a_number_of_non_finite_values_begins_where_there_are_any() -> None:
 
 def test_of_one_rank_alone_nothing_waits() -> None:
     journal = begun(2)
-    assert log(journal, 1, 1, moments({"w": [5.0]}, across=Across.RANK0)) == []
-    assert log(journal, 0, 1, moments({"w": [3.0]}, across=Across.RANK0))[0] == ("w/mean", 4, 3.0)
+    assert journal.blobs(1, 1, moments({"w": [5.0]}, across=Across.RANK0)) == []
+    assert journal.blobs(0, 1, moments({"w": [3.0]}, across=Across.RANK0))[0] == ("w/mean", 4, 3.0)
 
 
 def test_each_ranks_own_series_have_its_name() -> None:
     journal = begun(2)
-    log(journal, 1, 1, moments({"w": [5.0]}, across=Across.EACH))
+    journal.blobs(1, 1, moments({"w": [5.0]}, across=Across.EACH))
     assert points(journal.output)[0] == ("ranks/w/mean/rank1", 4, 5.0)
     assert histograms(journal.output) == {"ranks/w/rank1": 1.0}
 
@@ -103,18 +90,18 @@ def test_each_ranks_own_series_have_its_name() -> None:
 def test_a_group_that_holds_a_users_tag_leaves_out_that_tag_alone() -> None:
     journal = begun(1)
     journal.scalar(0, 1, "w", 0, 1.0)
-    assert log(journal, 0, 2, moments({"w": [5.0], "v": [1.0]}))[0] == ("w/mean", 4, 5.0)
+    assert journal.blobs(0, 2, moments({"w": [5.0], "v": [1.0]}))[0] == ("w/mean", 4, 5.0)
     assert histograms(journal.output) == {"v": 1.0}, "a scalar's tag is no histogram's"
 
 
 def test_a_fold_that_stops_in_an_open_window_goes_on_with_the_same_bytes() -> None:
     whole, first = begun(2), begun(2)
     for journal in (whole, first):
-        log(journal, 0, 1, moments({"a": [1.0], "b": [2.0]}), moments({"c": [3.0]}, group="other"))
+        journal.blobs(0, 1, moments({"a": [1.0], "b": [2.0]}), moments({"c": [3.0]}, group="other"))
     second = Journal(Fold.restore(first.fold.state(), ThreadPoolExecutor(1)))
     second.sequence = first.sequence
     for journal in (whole, second):
-        log(journal, 1, 1, moments({"b": [4.0], "d": [5.0]}), moments({"c": [6.0]}, group="other"))
+        journal.blobs(1, 1, moments({"b": [4.0], "d": [5.0]}), moments({"c": [6.0]}, group="other"))
     assert first.output + second.output == whole.output
     assert {tag for tag, _, _ in points(whole.output)} == {
         f"{tag}/{field}" for tag in "abcd" for field in ("mean", "norm")

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import make_histogram
 
-from ranktap_wire.records import BINS_MAX, NUMPY_BINS
+from ranktap_wire.histograms import BINS_MAX, NUMPY_BINS
 from ranktapd.render.histogram import (
     HistogramStats,
     count_values,

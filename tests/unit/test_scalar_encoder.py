@@ -9,9 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.util import tensor_util
+from torch.utils.tensorboard import summary as torch_summary
 
+from ranktap_wire.records import Style
 from ranktapd import scalar_encoder
 from ranktapd.event_file import Ending, file_name, frame, scan, version_record
 from ranktapd.scalar_encoder import ScalarEncoder
@@ -20,13 +23,28 @@ Row = tuple[int, int, float, float]
 """Tag index, step, wall time, value."""
 
 
-def protobufs_records(tags: Sequence[bytes], rows: Sequence[Row]) -> bytes:
+def protobufs_value(tag: str, value: float, style: Style) -> Summary.Value:
+    value = math.nan if math.isnan(value) else value
+    with np.errstate(all="ignore"):
+        narrow = float(np.float32(value))
+    if style is Style.SIMPLE:
+        return Summary.Value(tag=tag, simple_value=narrow)
+    plugin = SummaryMetadata.PluginData(plugin_name="scalars")
+    tensor = (
+        TensorProto(dtype="DT_FLOAT", float_val=[narrow])
+        if style is Style.TENSOR_FLOAT
+        else TensorProto(dtype="DT_DOUBLE", double_val=[value])
+    )
+    return Summary.Value(tag=tag, tensor=tensor, metadata=SummaryMetadata(plugin_data=plugin))
+
+
+def protobufs_records(
+    tags: Sequence[bytes], rows: Sequence[Row], style: Style = Style.SIMPLE
+) -> bytes:
     """What the encoder must equal, made by protobuf."""
     records = []
     for tag, step, wall_time, value in rows:
-        with np.errstate(all="ignore"):
-            narrow = math.nan if math.isnan(value) else float(np.float32(value))
-        scalar = Summary.Value(tag=tags[tag].decode(), simple_value=narrow)
+        scalar = protobufs_value(tags[tag].decode(), value, style)
         event = Event(wall_time=wall_time, step=step, summary=Summary(value=[scalar]))
         records.append(frame(event.SerializeToString()))
     return b"".join(records)
@@ -45,14 +63,16 @@ def encode(encoder: ScalarEncoder, tags: Sequence[bytes], rows: Sequence[Row]) -
     )
 
 
-def assert_both_ways_equal_protobuf(tags: Sequence[bytes], rows: Sequence[Row]) -> None:
+def assert_both_ways_equal_protobuf(
+    tags: Sequence[bytes], rows: Sequence[Row], style: Style
+) -> None:
     """Row by row, by columns, and by columns in several blocks."""
-    expected = protobufs_records(tags, rows)
+    expected = protobufs_records(tags, rows, style)
     for few_rows, block_rows in ((len(rows) + 1, 1), (0, len(rows) + 1), (0, 3)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(scalar_encoder, "_FEW_ROWS", few_rows)
             patch.setattr(scalar_encoder, "_BLOCK_ROWS", block_rows)
-            assert encode(ScalarEncoder(), tags, rows) == expected
+            assert encode(ScalarEncoder(style), tags, rows) == expected
 
 
 def float_of_bits(bits: int) -> float:
@@ -97,18 +117,35 @@ def batches(draw: st.DrawFn) -> tuple[list[bytes], list[Row]]:
     return tags, draw(st.lists(row, max_size=12))
 
 
+@pytest.mark.parametrize("style", Style)
 @given(batches())
 @example(([b"", b"x"], [(0, 0, 0.0, 1.0), (1, -1, 1.5, 1.0), (0, -1, 0.0, 1.0), (0, 0, 1.5, 1.0)]))
 def test_records_equal_what_protobuf_makes_of_the_event(
-    batch: tuple[list[bytes], list[Row]],
+    style: Style, batch: tuple[list[bytes], list[Row]]
 ) -> None:
-    assert_both_ways_equal_protobuf(*batch)
+    assert_both_ways_equal_protobuf(*batch, style)
 
 
-def test_every_tag_length_equals_protobuf() -> None:
+@pytest.mark.parametrize("value", [0.1, -0.0, 3e38, 1e39, 5e-324, math.inf, math.pi])
+@pytest.mark.parametrize(
+    ("style", "arguments"),
+    [
+        (Style.SIMPLE, {}),
+        (Style.TENSOR_FLOAT, {"new_style": True}),
+        (Style.TENSOR_DOUBLE, {"new_style": True, "double_precision": True}),
+    ],
+)
+def test_a_style_is_one_of_torchs(style: Style, arguments: dict[str, bool], value: float) -> None:
+    theirs = Event(wall_time=1.5, step=7, summary=torch_summary.scalar("loss", value, **arguments))
+    ours = encode(ScalarEncoder(style), [b"loss"], [(0, 7, 1.5, value)])
+    assert ours == frame(theirs.SerializeToString())
+
+
+@pytest.mark.parametrize("style", Style)
+def test_every_tag_length_equals_protobuf(style: Style) -> None:
     tags = [b"t" * length for length in range(1001)]
     rows = [(tag, tag, 1.7e9 + tag, tag / 3) for tag in range(len(tags))]
-    assert encode(ScalarEncoder(), tags, rows) == protobufs_records(tags, rows)
+    assert encode(ScalarEncoder(style), tags, rows) == protobufs_records(tags, rows, style)
 
 
 def test_every_step_length_equals_protobuf_beside_every_other() -> None:
@@ -117,7 +154,8 @@ def test_every_step_length_equals_protobuf_beside_every_other() -> None:
     assert encode(ScalarEncoder(), [b"loss"], rows) == protobufs_records([b"loss"], rows)
 
 
-def test_a_large_batch_of_many_layouts_keeps_the_order_of_its_rows() -> None:
+@pytest.mark.parametrize("style", Style)
+def test_a_large_batch_of_many_layouts_keeps_the_order_of_its_rows(style: Style) -> None:
     random = np.random.default_rng(0)
     tags = [b"layer/%d" % index + b"w" * int(random.integers(40)) for index in range(50)]
     count = 2 * scalar_encoder._BLOCK_ROWS + 1
@@ -125,19 +163,29 @@ def test_a_large_batch_of_many_layouts_keeps_the_order_of_its_rows() -> None:
     step = random.integers(0, 40_000, count)
     wall_time = 1.7e9 + np.arange(count)
     value = random.standard_normal(count)
-    records = ScalarEncoder().encode(tags, tag_index, step, wall_time, value)
+    records = ScalarEncoder(style).encode(tags, tag_index, step, wall_time, value)
     rows = list(
         zip(tag_index.tolist(), step.tolist(), wall_time.tolist(), value.tolist(), strict=True)
     )
-    assert records == protobufs_records(tags, rows)
+    assert records == protobufs_records(tags, rows, style)
 
 
 @pytest.mark.parametrize("copies", [1, 200])
 @pytest.mark.parametrize("bits", [0x7FF8000000000000, 0xFFF8000000000001, 0x7FF0000000000001])
-def test_every_nan_is_written_as_the_same_bytes(bits: int, copies: int) -> None:
-    records = encode(ScalarEncoder(), [b"loss"], [(0, 1, 1.5, float_of_bits(bits))] * copies)
-    assert records == encode(ScalarEncoder(), [b"loss"], [(0, 1, 1.5, math.nan)] * copies)
-    assert records[-8:-4] == bytes.fromhex("0000c07f")
+@pytest.mark.parametrize(
+    ("style", "nan", "at"),
+    [
+        (Style.SIMPLE, "0000c07f", -8),
+        (Style.TENSOR_FLOAT, "0000c07f", -21),
+        (Style.TENSOR_DOUBLE, "000000000000f87f", -25),
+    ],
+)
+def test_every_nan_is_written_as_the_same_bytes(
+    style: Style, nan: str, at: int, bits: int, copies: int
+) -> None:
+    records = encode(ScalarEncoder(style), [b"loss"], [(0, 1, 1.5, float_of_bits(bits))] * copies)
+    assert records == encode(ScalarEncoder(style), [b"loss"], [(0, 1, 1.5, math.nan)] * copies)
+    assert records[at : at + len(nan) // 2] == bytes.fromhex(nan)
 
 
 def test_tags_that_come_later_join_those_that_are_known() -> None:
@@ -208,10 +256,11 @@ def test_fewer_tags_than_before_are_refused() -> None:
         encode(encoder, [b"loss"], [(0, 1, 1.5, 0.5)])
 
 
-def test_tensorboard_reads_the_scalars(tmp_path: Path) -> None:
+@pytest.mark.parametrize("style", Style)
+def test_tensorboard_reads_the_scalars(style: Style, tmp_path: Path) -> None:
     tags = [b"loss", b"learning rate"]
     rows = [(step % 2, step, 1.7e9 + step, step / 2) for step in range(500)]
-    data = version_record(1.7e9) + encode(ScalarEncoder(), tags, rows)
+    data = version_record(1.7e9) + encode(ScalarEncoder(style), tags, rows)
     assert scan(data).ending is Ending.COMPLETE
     path = tmp_path / file_name(1_700_000_000, "host", 1, 0, "")
     path.write_bytes(data)

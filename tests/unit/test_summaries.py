@@ -7,21 +7,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import summary as torch_summary
 
+from ranktap_wire.documents import Category, Chart
 from ranktapd.render.grid import to_uint8_hwc
 from ranktapd.render.histogram import histogram_stats, tensorflow_edges
+from ranktapd.render.layout import layout_value
+from ranktapd.render.protos import event_payload
 from ranktapd.render.summaries import (
-    MarginChart,
-    MultilineChart,
-    event_payload,
+    RAW_NUMBERS,
+    encoded_image_value,
+    histogram_raw_value,
     histogram_value,
     image_value,
-    layout_value,
-    margin_layout_value,
     text_value,
 )
 
@@ -73,6 +75,27 @@ def test_histogram_of_values_past_all_edges_keeps_its_range_without_buckets() ->
     assert not histo.bucket
 
 
+@settings(deadline=None)
+@given(
+    arrays.arrays(np.float64, st.tuples(st.just(2), st.integers(0, 9))),
+    st.lists(st.floats() | st.integers(-(2**60), 2**60), min_size=5, max_size=5),
+)
+def test_a_histogram_that_was_counted_elsewhere_equals_torchs(
+    buckets: np.ndarray, numbers: list[float]
+) -> None:
+    named = dict(zip(RAW_NUMBERS, numbers, strict=True))
+    theirs = torch_summary.histogram_raw(
+        "a", **named, bucket_limits=buckets[0].tolist(), bucket_counts=buckets[1].tolist()
+    )
+    assert histogram_raw_value("a", buckets, named) == theirs.value[0].SerializeToString()
+
+
+def test_an_encoded_image_is_what_torchs_video_is() -> None:
+    image = Summary.Image(height=4, width=6, colorspace=3, encoded_image_string=b"GIF89a...")
+    ours = encoded_image_value("clip", b"GIF89a...", 4, 6, 3)
+    assert ours == Summary.Value(tag="clip", image=image).SerializeToString()
+
+
 @pytest.mark.parametrize("text", ["", "**loss** fell", "Verlust: ½ µ\n\n| a |\n| - |", "😀"])
 def test_text_equals_torchs(text: str) -> None:
     assert (
@@ -82,12 +105,14 @@ def test_text_equals_torchs(text: str) -> None:
 
 
 def test_layout_equals_torchs() -> None:
+    band = Chart("loss", True, ["loss", "ranks/loss/min", "ranks/loss/max"])
+    lines = Chart("all", False, ["loss", "val.*"])
     ours = layout_value(
-        {
-            "ranks": [MarginChart("loss", "loss", "ranks/loss/min", "ranks/loss/max")],
-            "mine": [MultilineChart("all", ["loss", "val.*"]), MarginChart("x", "a", "b", "c")],
-            "empty": [],
-        }
+        [
+            Category("ranks", [band]),
+            Category("mine", [lines, Chart("x", True, ["a", "b", "c"])]),
+            Category("empty", []),
+        ]
     )
     theirs = torch_summary.custom_scalars(
         {
@@ -100,12 +125,6 @@ def test_layout_equals_torchs() -> None:
         }
     )
     assert ours == theirs.value[0].SerializeToString()
-
-
-def test_margin_layout_is_a_layout_of_one_category() -> None:
-    charts = [MarginChart(tag, tag, f"ranks/{tag}/min", f"ranks/{tag}/max") for tag in "ab"]
-    assert margin_layout_value(charts) == layout_value({"ranks": charts})
-    assert margin_layout_value(iter(charts), "all") == layout_value({"all": charts})
 
 
 @settings(deadline=None)

@@ -34,7 +34,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ranktap_wire.records import BINS_MAX, NUMPY_BINS
+from ranktap_wire.histograms import BINS_MAX, NUMPY_BINS
 
 # `bins`: TensorFlow's edges, a rule of numpy's, a number of equal buckets, or edges.
 Bins = str | int | Sequence[float] | NDArray[Any]

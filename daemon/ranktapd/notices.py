@@ -1,0 +1,20 @@
+"""What a run's worker tells the log: each thing once, however often it happens."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger("ranktapd")
+
+
+class Notices:
+    """Remembers what was told; so a tag that breaks a rule at every step takes one line."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def tell_once(self, key: str, text: str) -> None:
+        """Log a warning, unless one of that key was logged already."""
+        if key not in self._told:
+            self._told.add(key)
+            logger.warning("%s", text)
