@@ -8,7 +8,9 @@
 Nothing that is logged waits for a disk, a network or the daemon.
 """
 
-from ranktap.tap import Tap, init
+from ranktap.drop_in import SummaryWriter
+from ranktap.opening import init
+from ranktap.tap import Tap
 
-__all__ = ["Tap", "__version__", "init"]
+__all__ = ["SummaryWriter", "Tap", "__version__", "init"]
 __version__ = "0.1.0"

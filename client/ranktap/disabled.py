@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
+from ranktap import drawing
+from ranktap.closing import Closing
 from ranktap.tap import Tap
 
 
@@ -11,16 +13,10 @@ def _nothing(self: object, *args: Any, **named: Any) -> None:
     """Do nothing."""
 
 
-class Nothing:
+class Nothing(Closing):
     """In place of a watch or a handle."""
 
-    capture = remove = _nothing
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        """There is nothing to remove."""
+    capture = remove = _end = _nothing
 
 
 def _nothing_to_remove(self: DisabledTap, *args: Any, **named: Any) -> Any:
@@ -36,8 +32,25 @@ class DisabledTap(Tap):
         self.rank = rank
         self.world_size = world_size
 
-    step = scalar = scalars = histogram = image = images = image_grid = text = _nothing
+    step = scalar = scalars = curves = _nothing
+    histogram = histogram_raw = pr_curve = pr_curve_raw = tensor = audio = mesh = _nothing
+    embedding = image = images = image_grid = image_with_boxes = video = _nothing
+    text = graph = onnx_graph = custom_scalars = hparams = _nothing
     watch = gradient = activation = _nothing_to_remove
+
+    def figure(
+        self,
+        tag: Any,
+        figure: Any,
+        step: Any = None,
+        *,
+        close: bool = True,
+        across: Any = "each",
+        walltime: Any = None,
+    ) -> None:
+        """Only close it: pyplot keeps every figure that it has made."""
+        if close:
+            drawing.close_figures(figure if isinstance(figure, list | tuple) else [figure])
 
     def flush(self, timeout: float = 0.0) -> bool:
         return True

@@ -76,21 +76,44 @@ def run_name(identity: Identity, comment: str = "") -> str | None:
     return None
 
 
+def job_mark(identity: Identity, environ: Mapping[str, str] | None = None) -> str | None:
+    """What every rank of this job says and no rank of another job does, through all its restarts;
+    None when nothing tells.
+
+    Of a job that has no id it is the process that started it, which a name for people need not
+    tell from another one of the same second.
+    """
+    environ = os.environ if environ is None else environ
+    host = socket.gethostname()
+    if identity.launcher == "none":
+        return f"process {os.getpid()} on {host}, started {_start_ticks(os.getpid())}"
+    if identity.launcher == "torchrun" and _is_of_one_agent(environ):
+        agent = os.getppid()
+        return f"torchrun {agent} on {host}, started {_start_ticks(agent)}"
+    return None if identity.job is None else f"{identity.launcher} {identity.job}"
+
+
 def _job(launcher: str, environ: Mapping[str, str]) -> str | None:
     if launcher == "torchrun":
-        job = environ.get("TORCHELASTIC_RUN_ID")
-        if job not in (None, "", "none"):
-            return job
-        # Without --rdzv-id torchrun calls every job "none". On one node the agent that
-        # started all ranks tells them apart from the next job: it is their parent.
-        if environ.get("GROUP_WORLD_SIZE", "1") == "1" and "TORCHELASTIC_RUN_ID" in environ:
+        if _is_of_one_agent(environ):
             return _dated(_started(os.getppid()))
-        return None
+        job = environ.get("TORCHELASTIC_RUN_ID")
+        return None if job in (None, "", "none") else job
     if launcher == "Slurm":
         job, step = environ.get("SLURM_JOB_ID"), environ.get("SLURM_STEP_ID")
         return f"slurm-{job}" + (f".{step}" if step not in (None, "", "0") else "") if job else None
     namespace = environ.get("PMIX_NAMESPACE", "").replace("/", "_")
     return f"mpi-{namespace}" if namespace else None
+
+
+def _is_of_one_agent(environ: Mapping[str, str]) -> bool:
+    """Whether a rank's parent is what tells its job from the next.
+
+    Without --rdzv-id torchrun calls every job "none". On one node all ranks have one parent,
+    the agent that started them.
+    """
+    no_id = environ.get("TORCHELASTIC_RUN_ID") in ("", "none")
+    return no_id and environ.get("GROUP_WORLD_SIZE", "1") == "1"
 
 
 def _dated(when: datetime) -> str:
@@ -99,15 +122,18 @@ def _dated(when: datetime) -> str:
 
 def _started(pid: int) -> datetime:
     """When a process was started, to the second and the same in every process that asks."""
-    # Fields behind the command's closing parenthesis; the command may hold anything.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    ticks_since_boot = int(fields[19])
     boot = next(
         int(line.split()[1])
         for line in Path("/proc/stat").read_text().splitlines()
         if line.startswith("btime")
     )
-    return datetime.fromtimestamp(boot + ticks_since_boot // os.sysconf("SC_CLK_TCK"))
+    return datetime.fromtimestamp(boot + _start_ticks(pid) // os.sysconf("SC_CLK_TCK"))
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process was started, in ticks since the machine was."""
+    # Fields behind the command's closing parenthesis; the command may hold anything.
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def _whole(environ: Mapping[str, str], name: str) -> int:

@@ -12,15 +12,20 @@ that has not imported it has no tensors.
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ranktap_wire.records import DTYPES
+from ranktap_wire.records import DTYPES, REAL
+
+Arrived = Callable[[], bool] | None
+"""How to ask whether a copy is here; None: it is."""
 
 
 @dataclass(slots=True)
@@ -34,12 +39,38 @@ class Snapshot:
     bits: NDArray[Any]
     dtype: str
     shape: tuple[int, ...]
-    arrived: Callable[[], bool] | None = None
-    """None: it is here."""
+    arrived: Arrived = None
 
     @property
     def nbytes(self) -> int:
         return self.bits.nbytes
+
+    def numbers(self) -> NDArray[Any]:
+        """The elements as numpy knows them: bfloat16 as float32. Only once it has arrived."""
+        if self.dtype == "bfloat16":
+            bits = self.bits.view(np.uint16).astype(np.uint32)
+            return (bits << np.uint32(16)).view(np.float32)
+        return self.bits
+
+
+def all_arrived(copies: Sequence[Snapshot]) -> Arrived:
+    """How to ask whether all of them are here."""
+    asked = [copy.arrived for copy in copies if copy.arrived is not None]
+    return (lambda: all(arrived() for arrived in asked)) if asked else None
+
+
+def then(arrived: Arrived, act: Callable[[], None]) -> Callable[[], bool]:
+    """`arrived`, which does `act` before it says so for the first time."""
+    is_done = False
+
+    def is_here() -> bool:
+        nonlocal is_done
+        if not is_done and (arrived is None or arrived()):
+            act()
+            is_done = True
+        return is_done
+
+    return is_here
 
 
 def is_tensor(value: object) -> bool:
@@ -52,35 +83,99 @@ def on_device(value: Any) -> bool:
     return is_tensor(value) and value.device.type not in ("cpu", "meta")
 
 
-@dataclass(frozen=True, slots=True)
-class Described:
+class Described(Protocol):
     """What a snapshot would be, known before anything is copied."""
+
+    @property
+    def name(self) -> str:
+        """The argument, for errors."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def copied(self) -> Snapshot:
+        """The snapshot itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What was given, as it is."""
 
     value: Any
     """The tensor, the array, or the array that numpy made of something else."""
+    name: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     is_own: bool = False
     """Nobody else has `value`: it can be the snapshot."""
 
+    def copied(self) -> Snapshot:
+        if is_tensor(self.value):
+            return _of_tensor(self.value.detach(), self.dtype, self.shape)
+        # The wire is little endian, whatever the array came from.
+        dtype = self.value.dtype.newbyteorder("<")
+        make = np.asarray if self.is_own else np.array
+        return Snapshot(make(self.value, dtype, order="C"), self.dtype, self.shape)
 
-def describe(value: Any, name: str) -> Described:
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """Arrays of one size, one behind the other, as elements of another type.
+
+    They are converted here, once they have arrived: on their device that would be more
+    kernels between those of the training.
+    """
+
+    rows: tuple[Described, ...]
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def copied(self) -> Snapshot:
+        copies = [row.copied() for row in self.rows]
+        bits = np.empty(self.shape, DTYPES[self.dtype])
+
+        def fill() -> None:
+            # What does not fit is infinite, as it would be where it is shown.
+            with np.errstate(over="ignore", invalid="ignore"):
+                for row, copy in zip(bits.reshape(len(copies), -1), copies, strict=True):
+                    row[:] = copy.numbers().reshape(-1)
+
+        arrived = all_arrived(copies)
+        if arrived is None:
+            fill()
+            return Snapshot(bits, self.dtype, self.shape)
+        return Snapshot(bits, self.dtype, self.shape, then(arrived, fill))
+
+
+def describe(value: Any, name: str, dtypes: Collection[str] = REAL) -> Given:
     """What a snapshot of a tensor, an array, or whatever numpy makes an array of, would be.
 
     Raises:
-        TypeError: numpy makes no numbers of it, its element type does not travel, or it is a
+        TypeError: numpy makes no numbers of it, its element type is none of `dtypes`, or it is a
             tensor without elements in memory (sparse, meta); the message names the argument
             `name` and what is allowed.
     """
     if is_tensor(value):
         torch = sys.modules["torch"]
-        dtype = _dtype_name(str(value.dtype).removeprefix("torch."), name)
+        dtype = _check_dtype(str(value.dtype).removeprefix("torch."), name, dtypes)
         if value.layout != torch.strided or value.device.type == "meta":
             raise TypeError(
                 f"{name}: expected a dense tensor with data, got {value.layout} on {value.device}"
             )
-        return Described(value, dtype, tuple(value.shape), value.numel() * value.element_size())
+        nbytes = value.numel() * value.element_size()
+        return Given(value, name, dtype, tuple(value.shape), nbytes)
     # Anything else may show an array that it goes on using.
     is_own = isinstance(value, list | tuple | int | float)
     if not isinstance(value, np.ndarray):
@@ -89,18 +184,58 @@ def describe(value: Any, name: str) -> Described:
         # RuntimeError: a list of tensors that require gradients.
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name}: expected an array of numbers: {error}") from None
-    dtype = _dtype_name(value.dtype.name, name)
-    return Described(value, dtype, value.shape, value.nbytes, is_own)
+    dtype = _check_dtype(_name_of(value.dtype), name, dtypes)
+    return Given(value, name, dtype, value.shape, value.nbytes, is_own)
 
 
-def of_text(text: str) -> Described:
+def convert(described: Described, dtype: str) -> Described:
+    """The same, as elements of that type."""
+    if described.dtype == dtype:
+        return described
+    return Converted((described,), described.name, dtype, described.shape)
+
+
+def stack(rows: Sequence[Described], dtype: str) -> Described:
+    """Arrays of one shape as the rows of one; errors name the first."""
+    return Converted(tuple(rows), rows[0].name, dtype, (len(rows), *rows[0].shape))
+
+
+def broadcast(given: Given, shape: tuple[int, ...]) -> Given:
+    """The same values, repeated where the shape has more of them.
+
+    Raises:
+        ValueError: they cannot be.
+    """
+    try:
+        if is_tensor(given.value):
+            value = given.value.expand(shape)
+        else:
+            value = np.broadcast_to(given.value, shape)
+    except (RuntimeError, ValueError):
+        raise ValueError(
+            f"{given.name}: expected a number or shape {shape}, got shape {given.shape}"
+        ) from None
+    nbytes = math.prod(shape) * DTYPES[given.dtype].itemsize
+    return Given(value, given.name, given.dtype, shape, nbytes)
+
+
+def of_text(text: str, name: str) -> Given:
     """Text as the bytes that travel.
 
     Raises:
-        UnicodeEncodeError: it has surrogates without a partner.
+        ValueError: it has surrogates without a partner; the message names the argument `name`.
     """
-    encoded = np.frombuffer(text.encode(), np.uint8)
-    return Described(encoded, "utf8", encoded.shape, encoded.nbytes, is_own=True)
+    try:
+        encoded = np.frombuffer(text.encode(), np.uint8)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}: expected Unicode text, got {text[:60]!r}") from None
+    return Given(encoded, name, "utf8", encoded.shape, encoded.nbytes, is_own=True)
+
+
+def of_bytes(data: bytes, name: str) -> Given:
+    """Bytes that nobody else changes."""
+    array = np.frombuffer(data, np.uint8)
+    return Given(array, name, "uint8", array.shape, array.nbytes, is_own=True)
 
 
 def snapshot(value: Any, name: str) -> Snapshot:
@@ -109,23 +244,13 @@ def snapshot(value: Any, name: str) -> Snapshot:
     Raises:
         TypeError: as `describe`.
     """
-    return copy(describe(value, name))
-
-
-def copy(described: Described) -> Snapshot:
-    """The snapshot itself."""
-    if is_tensor(described.value):
-        return _of_tensor(described.value.detach(), described.dtype, described.shape)
-    # The wire is little endian, whatever the array came from.
-    dtype = described.value.dtype.newbyteorder("<")
-    make = np.asarray if described.is_own else np.array
-    return Snapshot(make(described.value, dtype, order="C"), described.dtype, described.shape)
+    return describe(value, name).copied()
 
 
 def _of_tensor(tensor: Any, dtype: str, shape: tuple[int, ...]) -> Snapshot:
     torch = sys.modules["torch"]
-    # `z.imag` of a conjugated tensor is its memory, to be read with the sign changed.
-    tensor = tensor.resolve_neg()
+    # A conjugated tensor is another's memory, to be read with signs changed; so is its `imag`.
+    tensor = tensor.resolve_conj().resolve_neg()
     if dtype == "bfloat16":
         tensor = tensor.view(torch.int16)
     if tensor.device.type == "cpu":
@@ -159,8 +284,13 @@ def _from_cuda(tensor: Any, dtype: str, shape: tuple[int, ...]) -> Snapshot:
     return Snapshot(host.numpy(), dtype, shape, done.query)
 
 
-def _dtype_name(dtype: str, name: str) -> str:
-    if dtype not in DTYPES or dtype == "utf8":
-        allowed = ", ".join(known for known in DTYPES if known != "utf8")
-        raise TypeError(f"{name}: expected elements of one of {allowed}, got {dtype}")
+@functools.lru_cache(maxsize=64)
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """Its name, which numpy puts together anew each time that it is asked for."""
+    return dtype.name
+
+
+def _check_dtype(dtype: str, name: str, allowed: Collection[str]) -> str:
+    if dtype not in allowed:
+        raise TypeError(f"{name}: expected elements of one of {', '.join(allowed)}, got {dtype}")
     return dtype

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch.distributed as dist
 
-from ranktap.ranks import Identity, _started, identify, run_name
+from ranktap.ranks import Identity, _started, identify, job_mark, run_name
 
 
 def torchrun(rank: int, **more: str) -> dict[str, str]:
@@ -138,6 +138,38 @@ def test_two_children_of_one_agent_agree_in_processes_of_their_own() -> None:
     }
     assert len(said) == 1
     assert socket.gethostname().encode() in said.pop()
+
+
+@pytest.mark.parametrize(
+    ("environ", "mark"),
+    [
+        (torchrun(1, TORCHELASTIC_RUN_ID="lm"), "torchrun lm"),
+        (slurm(9, SLURM_STEP_ID="3"), "Slurm slurm-4711.3"),
+        (open_mpi(1), "Open MPI mpi-prterun-node1-77@1"),
+        (torchrun(0, GROUP_WORLD_SIZE="2"), None),
+    ],
+)
+def test_a_jobs_id_marks_it(environ: dict[str, str], mark: str | None) -> None:
+    assert job_mark(identify(environ), environ) == mark
+
+
+def test_a_job_of_torchrun_without_an_id_is_marked_by_its_agent() -> None:
+    agent = psutil.Process().ppid()
+    marks = {job_mark(identify(environ), environ) for environ in map(torchrun, range(4))}
+    (mark,) = marks
+    assert mark is not None
+    assert mark.startswith(f"torchrun {agent} on {socket.gethostname()}, started ")
+
+
+def test_a_process_alone_is_marked_by_itself_and_no_two_are_alike() -> None:
+    program = "from ranktap.ranks import identify, job_mark; print(job_mark(identify()))"
+    said = {
+        subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True).stdout
+        for _ in range(2)
+    }
+    assert len(said) == 2
+    alone = Identity(0, 1, 0, None, "none")
+    assert job_mark(alone) == job_mark(alone)
 
 
 def test_torchrun_without_an_id_on_several_nodes_has_no_name_in_common() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +13,15 @@ import torch
 
 from ranktap import staging
 from ranktap.staging import Snapshot, describe, on_device, snapshot
-from ranktap_wire.records import DTYPES, Across, Blob, Kind
+from ranktap_wire.records import DTYPES, NUMBERS, Across, Blob, Kind
+from tests.support.taps import refused, slow_device
 
 TORCH_DTYPES = {
     "bool": torch.bool, "int8": torch.int8, "int16": torch.int16, "int32": torch.int32,
     "int64": torch.int64, "uint8": torch.uint8, "uint16": torch.uint16, "uint32": torch.uint32,
     "uint64": torch.uint64, "float16": torch.float16, "float32": torch.float32,
-    "float64": torch.float64, "bfloat16": torch.bfloat16,
+    "float64": torch.float64, "bfloat16": torch.bfloat16, "complex64": torch.complex64,
+    "complex128": torch.complex128,
 }  # fmt: skip
 
 
@@ -64,20 +67,20 @@ def test_an_array_seen_through_something_else_is_copied_too() -> None:
 @pytest.mark.parametrize("name", TORCH_DTYPES)
 def test_every_dtype_that_travels_arrives_with_its_values(name: str) -> None:
     given = torch.tensor([0, 1, 3, 100], dtype=torch.float64).to(TORCH_DTYPES[name])
-    copy = snapshot(given, "values")
+    copy = describe(given, "values", NUMBERS).copied()
     assert (copy.dtype, copy.shape) == (name, (4,))
     assert copy.nbytes == 4 * DTYPES[name].itemsize
-    np.testing.assert_array_equal(values(copy), given.to(torch.float64).numpy())
+    np.testing.assert_array_equal(values(copy), given.to(torch.complex128).numpy())
 
 
 def test_the_test_above_has_every_dtype_of_the_wire() -> None:
-    assert set(TORCH_DTYPES) == set(DTYPES) - {"utf8"}
+    assert set(TORCH_DTYPES) == set(NUMBERS)
 
 
 @pytest.mark.parametrize("name", sorted(set(TORCH_DTYPES) - {"bfloat16"}))
 def test_numpys_dtypes_travel_in_either_byte_order(name: str) -> None:
     given = np.array([0, 1, 3, 100]).astype(np.dtype(name).newbyteorder(">"))
-    copy = snapshot(given, "values")
+    copy = describe(given, "values", NUMBERS).copied()
     assert copy.dtype == name
     np.testing.assert_array_equal(values(copy), given)
 
@@ -145,10 +148,10 @@ def test_a_copy_is_made_once() -> None:
     array = np.zeros(1_000)
     described = describe(array, "values")
     assert described.value is array
-    assert not np.shares_memory(staging.copy(described).bits, array)
+    assert not np.shares_memory(described.copied().bits, array)
     # What numpy has made of a list belongs to nobody else.
     described = describe([0.0] * 1_000, "values")
-    assert np.shares_memory(staging.copy(described).bits, described.value)
+    assert np.shares_memory(described.copied().bits, described.value)
 
 
 def test_what_a_snapshot_will_be_is_known_before_it_is_taken() -> None:
@@ -199,6 +202,74 @@ def test_a_tensor_without_elements_in_memory_is_refused(value: torch.Tensor) -> 
 def test_what_numpy_makes_nothing_of_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match=r"^values: expected an array of numbers: "):
         snapshot(value, "values")
+
+
+def test_a_conjugated_tensor_arrives_as_what_it_stands_for() -> None:
+    given = torch.tensor([1 + 2j, 3 - 4j]).conj()
+    copy = describe(given, "values", NUMBERS).copied()
+    np.testing.assert_array_equal(values(copy), [1 - 2j, 3 + 4j])
+
+
+# -- other element types ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[1, 2, 3], np.array([1, 2, 3], ">i2"), torch.tensor([1, 2, 3], dtype=torch.bfloat16),
+     torch.tensor([1.0, 2.0, 3.0], dtype=torch.float16), np.array([True, 2, 3])],
+    ids=["list", "big endian", "bfloat16", "float16", "numbers"],
+)  # fmt: skip
+def test_elements_of_any_type_can_be_converted(given: Any) -> None:
+    converted = staging.convert(describe(given, "values"), "float64")
+    assert (converted.dtype, converted.shape, converted.nbytes) == ("float64", (3,), 24)
+    np.testing.assert_array_equal(values(converted.copied()), [1.0, 2.0, 3.0])
+
+
+def test_what_is_of_the_type_already_is_not_converted() -> None:
+    described = describe(np.zeros(3), "values")
+    assert staging.convert(described, "float64") is described
+
+
+def test_what_a_converted_type_cannot_hold_is_infinite() -> None:
+    converted = staging.convert(describe([1e300, -1e300, math.nan], "values"), "float32")
+    np.testing.assert_array_equal(values(converted.copied()), [math.inf, -math.inf, math.nan])
+
+
+def test_arrays_become_the_rows_of_one() -> None:
+    rows = [describe([1, 2], "first"), describe(torch.tensor([3.5, 4.5]), "second")]
+    stacked = staging.stack(rows, "float64")
+    assert (stacked.name, stacked.shape, stacked.nbytes) == ("first", (2, 2), 32)
+    np.testing.assert_array_equal(values(stacked.copied()), [[1.0, 2.0], [3.5, 4.5]])
+    empty = staging.stack([describe([], "limits"), describe([], "counts")], "float64")
+    assert values(empty.copied()).shape == (2, 0)
+
+
+def test_what_is_converted_is_a_snapshot_too_also_when_it_is_still_on_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = torch.tensor([1.0, 2.0])
+    with slow_device(monkeypatch) as arrive:
+        copy = staging.stack([describe(given, "a"), describe([3, 4], "b")], "float64").copied()
+        given.zero_()
+        assert copy.arrived is not None and not copy.arrived()
+        arrive()
+        assert copy.arrived()
+        given.fill_(9.0)
+        assert copy.arrived()
+    np.testing.assert_array_equal(values(copy), [[1.0, 2.0], [3.0, 4.0]])
+
+
+@pytest.mark.parametrize("given", [2, [2], [[2], [2]], np.float32(2), torch.tensor([2])])
+def test_a_value_is_repeated_where_more_are_needed(given: Any) -> None:
+    spread = staging.broadcast(describe(given, "weights"), (2, 3))
+    assert (spread.shape, spread.nbytes) == ((2, 3), 6 * describe(given, "weights").value.itemsize)
+    np.testing.assert_array_equal(values(spread.copied()), np.full((2, 3), 2))
+
+
+@pytest.mark.parametrize("given", [[1, 2], torch.ones(2), np.ones((1, 2, 3))])
+def test_what_cannot_be_repeated_is_refused(given: Any) -> None:
+    with refused("weights"):
+        staging.broadcast(describe(given, "weights"), (2, 3))
 
 
 def test_only_a_tensor_on_a_device_is_on_one() -> None:
