@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import random
 import socket
 import threading
 import time
@@ -29,10 +30,22 @@ from typing import Any
 
 import zmq
 
+from ranktap import about, keys
+from ranktap.clock import Clock
+from ranktap.finite import FiniteWatch
 from ranktap.outbox import Mark, Outbox, Sealed
 from ranktap_wire import frames, limits
 from ranktap_wire.delivery import SendWindow
-from ranktap_wire.frames import Ack, ByeAnswer, Code, DaemonMessage, Error, Hello, Welcome
+from ranktap_wire.messages import (
+    Ack,
+    ByeAnswer,
+    Code,
+    DaemonMessage,
+    Error,
+    FrameError,
+    Hello,
+    Welcome,
+)
 
 logger = logging.getLogger("ranktap")
 
@@ -46,7 +59,13 @@ PROBE_INTERVAL_S = 0.25
 """How soon a batch that is not acknowledged is asked after: a restarted daemon answers
 that it does not know the session, and the 3 s of silence need not pass."""
 
+CLOCK_INTERVAL_S = 5.0
+"""How often a daemon is asked for its clock by a rank that has so much to send that it is not
+asked for anything else. Clocks drift by 75 us in that time."""
 
+REFUSED_RETRY_S = 30.0
+"""How soon a daemon that does not let this key in is tried again, give or take a half: a
+handshake costs it 4 ms, and a job may have thousands of ranks."""
 ANSWERS_S = 1.0
 """For a socket of this machine: only one whose listener hangs takes longer than microseconds."""
 GOODBYE_S = limits.ANSWER_TIMEOUT_S + 2.0
@@ -83,9 +102,13 @@ class Sender:
 
     `locate` returns the daemon's endpoint, and is asked before every connection; it may
     start a daemon, and raises OSError when it cannot.
+
+    Raises:
+        ValueError: the environment names keys that are none.
     """
 
     def __init__(self, outbox: Outbox, hello: Hello, locate: Callable[[], str]) -> None:
+        self._keys = keys.from_environment()
         # Has a thread rather than being one: Thread's own private names are many, and each
         # release has others.
         self._thread = threading.Thread(target=self._run, name="ranktap-sender", daemon=True)
@@ -106,11 +129,16 @@ class Sender:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._socket: zmq.Socket[bytes] | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._door: keys.Door | None = None
+        self._not_before = 0.0
+        """No connection before this: the last one was not let in."""
         self._welcomed = False
         self._refused: set[int] = set()
         """Batches that break a rule; they are acknowledged like others, but were not kept."""
         self._last_heard = 0.0
         self._last_probe = 0.0
+        self._clock = Clock()
+        self._finite = FiniteWatch()
         self._next_batch_at = 0.0
         self._blocked = False
         self._more = False
@@ -157,6 +185,8 @@ class Sender:
     def _run(self) -> None:
         try:
             self._context = zmq.Context()
+            if self._hello.rank == 0:
+                about.add_commit(self._hello.about)
             self._connect()
             while not self._finished():
                 self._turn()
@@ -184,6 +214,7 @@ class Sender:
         self._wait()
         self._receive()
         now = time.monotonic()
+        self._hear_door(now)
         self._seal(now)
         self._send()
         self._settle_flushes()
@@ -191,7 +222,7 @@ class Sender:
         is_done = self._closing.is_set() and not self._outbox and not len(self._window)
         if is_done and self._welcomed and not self._bye_sent:
             self._bye_sent = self._send_control(frames.pack_bye(self._hello.session))
-        if now - self._last_heard > limits.ANSWER_TIMEOUT_S:
+        if now - self._last_heard > limits.ANSWER_TIMEOUT_S and now >= self._not_before:
             if self._socket is not None:
                 self._tell_once(
                     "silent", "ranktap: no answer from %s; training goes on", self._where
@@ -204,6 +235,8 @@ class Sender:
         if self._socket is not None:
             events = zmq.POLLIN | (zmq.POLLOUT if self._blocked else 0)
             poller.register(self._socket, events)
+        if self._door is not None:
+            poller.register(self._door.socket, zmq.POLLIN)
         pause_s = 0.0 if self._more else max(0.0, self._next_batch_at - time.monotonic())
         ready = dict(poller.poll(math.ceil(pause_s * 1_000)))
         if self._wake_read in ready:
@@ -217,7 +250,7 @@ class Sender:
                 return
             try:
                 answer = frames.read_answer(parts)
-            except frames.FrameError as error:
+            except FrameError as error:
                 if error.code is Code.PROTOCOL:
                     self._stop(error.text)
                 else:
@@ -234,8 +267,17 @@ class Sender:
                 self._release(answer.last)
                 self._window.rewind()
                 self._welcomed = self._is_known = True
-                self._told.discard("silent")
+                self._told -= {"silent", "door"}
+                self._last_probe = -math.inf
+                if answer.run is not None:
+                    self._tell_once(
+                        "run", "ranktap: another job writes to run %r; this one is run %r",
+                        self._hello.run, answer.run,
+                    )  # fmt: skip
             case Ack():
+                if answer.sent is not None and answer.now is not None:
+                    now = time.monotonic()
+                    self._clock.heard(answer.sent, now, time.time(), answer.now)
                 if self._welcomed:
                     self._release(answer.number)
             case ByeAnswer():
@@ -287,6 +329,9 @@ class Sender:
             sealed = self._outbox.take()
             if sealed is None:
                 return
+            told = self._finite.look(sealed.batch)
+            if told is not None:
+                logger.warning("ranktap: rank %d: %s", self._hello.rank, told)
             self._window.push(sealed, sealed.nbytes)
             self._send()
         self._more = True
@@ -297,7 +342,9 @@ class Sender:
             numbered = self._window.due()
             if numbered is None:
                 return
-            parts = frames.pack_batch(self._hello.session, numbered.number, numbered.batch.batch)
+            batch = numbered.batch.batch
+            batch.clock = self._clock.estimate(time.monotonic())
+            parts = frames.pack_batch(self._hello.session, numbered.number, batch)
             try:
                 # pyzmq copies frames under 64 KiB and refers to larger ones.
                 self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)  # type: ignore[arg-type]
@@ -350,7 +397,8 @@ class Sender:
         if not self._welcomed:
             return
         silence = now - max(self._last_heard, self._last_probe)
-        if silence > (PROBE_INTERVAL_S if len(self._window) else limits.BEAT_INTERVAL_S):
+        is_silent = silence > (PROBE_INTERVAL_S if len(self._window) else limits.BEAT_INTERVAL_S)
+        if is_silent or now - self._last_probe > CLOCK_INTERVAL_S:
             self._last_probe = now
             self._send_control(frames.pack_beat(self._hello.session, now))
 
@@ -375,14 +423,24 @@ class Sender:
         dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
         if "[" in self._where:
             dealer.setsockopt(zmq.IPV6, 1)
+        self._socket = dealer
+        if self._where.startswith("tcp://"):
+            self._door = keys.Door(dealer, self._where, self._keys)
         try:
             dealer.connect(self._where)
         except zmq.ZMQError as error:
-            dealer.close(linger=0)
+            self._disconnect()
             self._tell_once("connect", "ranktap: %s: %s", self._where, error.strerror)
             return
-        self._socket = dealer
         self._say_hello()
+
+    def _hear_door(self, now: float) -> None:
+        why = self._door.refusal() if self._door is not None else None
+        if why is not None:
+            self._tell_once("door", "ranktap: %s; training goes on, and it is tried again", why)
+            self._disconnect()
+            self._not_before = now + REFUSED_RETRY_S * random.uniform(0.5, 1.5)
+            self._last_heard = -math.inf  # then, and not after the time without an answer
 
     def _say_hello(self) -> None:
         self._welcomed = False
@@ -392,6 +450,9 @@ class Sender:
 
     def _disconnect(self) -> None:
         self._welcomed = False
+        if self._door is not None:
+            self._door.close()
+            self._door = None
         if self._socket is not None:
             self._socket.close(linger=0)
             self._socket = None

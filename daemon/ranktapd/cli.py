@@ -6,12 +6,14 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from ranktap_wire import places
 from ranktapd import __version__, config
 from ranktapd.config import ConfigError
+from ranktapd.service_manager import ServiceManager, inherited_sockets
 
 _DESCRIPTION = """\
 Takes what the ranks of PyTorch jobs log, keeps it safe, merges it, and writes
@@ -23,16 +25,44 @@ one TensorBoard event file a run.
 In the job:
   tap = ranktap.init("digits/lr=0.1", endpoint="tcp://127.0.0.1:5757")
   tap.scalar("loss/train", loss, step)
+
+ranktapd keygen NAME...     keys, for tcp beyond this machine
+ranktapd check [OPTIONS]    what a daemon with these options would find; --help for each
 """
 
 
+_CHECK = """\
+Reads the configuration, and says what a daemon with these options would find here: settings,
+directories, room, keys, addresses, versions. Changes nothing. The status is 0 when it would
+start, 1 when something is wrong, 2 when the configuration cannot be read.
+"""
+
+
+COMMANDS = ("keygen", "check")
+"""What may stand first instead of options: else it is the daemon."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    if command is not None:
+        arguments = arguments[1:]
+    if command == "keygen":
+        from ranktapd import keygen
+
+        return keygen.main(arguments)
+    checks = command == "check"
+    options = _parser(checks).parse_args(arguments)
     try:
-        settings = _settings(options)
-    except ConfigError as error:
+        inherited = {} if options.embedded else inherited_sockets()
+        settings = _settings(options, inherited)
+    except (ConfigError, OSError) as error:
         print(f"ranktapd: {error}", file=sys.stderr)
         return 2
+    if checks:
+        from ranktapd import check
+
+        return check.main(settings)
     # Only its workers import most of it, and they would end again and again.
     missing = places.daemon_lacks()
     if missing:
@@ -42,13 +72,18 @@ def main(arguments: list[str] | None = None) -> int:
     if options.embedded:
         return _detached(settings)
     _log_to(sys.stderr)
-    return _run(settings, embedded=False, told_ready=-1)
+    return _run(
+        settings,
+        reread=lambda: _settings(options, inherited),
+        inherited=inherited,
+        manager=ServiceManager.from_environment(),
+    )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(checks: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="ranktapd",
-        description=_DESCRIPTION,
+        prog="ranktapd check" if checks else "ranktapd",
+        description=_CHECK if checks else _DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -74,41 +109,56 @@ def _parser() -> argparse.ArgumentParser:
         help="a point that some ranks have not reported is written without them after this (10)",
     )
     add("--segment-bytes", type=int, metavar="BYTES", help="size of a journal's segments (64 MiB)")
+    add("--server-key", type=Path, metavar="FILE", help="the daemon's secret key: who connects "
+        "over tcp needs a key too (ranktapd keygen)")  # fmt: skip
+    add("--client-keys", type=Path, metavar="DIR", help="public keys of those who may")
     add("--insecure", action="store_true", default=None,
         help="listen on tcp beyond this machine without keys")  # fmt: skip
     add("--embedded", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
-def _settings(options: argparse.Namespace) -> config.Config:
-    settings: dict[str, Any] = {}
-    source = "command line"
+def _settings(options: argparse.Namespace, inherited: Collection[str]) -> config.Config:
+    layers: list[tuple[str, dict[str, Any]]] = []
     if options.config is not None:
-        settings = config.read_file(options.config)
-        source = str(options.config)
+        layers.append((str(options.config), config.read_file(options.config)))
     given = {
         name: value
         for name, value in vars(options).items()
-        if value is not None and name not in ("config", "embedded")
+        if value is not None and name in config.RULES
     }
-    return config.build(settings | given, source)
+    return config.build([*layers, ("command line", given)], inherited)
 
 
-def _run(settings: config.Config, *, embedded: bool, told_ready: int) -> int:
+def _run(
+    settings: config.Config,
+    *,
+    reread: Callable[[], config.Config],
+    inherited: dict[str, int],
+    manager: ServiceManager,
+    told_ready: int | None = None,
+) -> int:
     # Imported here: a process that detaches does so before ZeroMQ has threads.
     from ranktapd.daemon import Daemon
     from ranktapd.dirlock import LockedError
 
     def ready() -> None:
-        if told_ready >= 0:
+        if told_ready is not None:
             os.write(told_ready, b"ready\n")
             os.close(told_ready)
 
     try:
-        return Daemon(settings, embedded=embedded).run(ready)
-    except (LockedError, OSError) as error:
+        daemon = Daemon(
+            settings,
+            reread=reread,
+            inherited=inherited,
+            manager=manager,
+            embedded=told_ready is not None,
+        )
+        return daemon.run(ready)
+    except (LockedError, OSError, ConfigError) as error:
         print(f"ranktapd: {error}", file=sys.stderr)
-        if told_ready >= 0:
+        if told_ready is not None:
             os.write(told_ready, f"{error}\n".encode())
         return 1
 
@@ -137,7 +187,9 @@ def _detached(settings: config.Config) -> int:
     os.dup2(log, 2)
     os.chdir("/")
     _log_to(sys.stderr)
-    status = _run(settings, embedded=True, told_ready=write)
+    status = _run(
+        settings, reread=lambda: settings, inherited={}, manager=ServiceManager(), told_ready=write
+    )
     logging.shutdown()
     os._exit(status)
 

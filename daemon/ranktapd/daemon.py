@@ -1,8 +1,9 @@
 """The main process: what it is made of, and its life from start to end.
 
     lock the logdir -> recover the journals -> bind -> ready -> [ intake | workers ] ...
-    a signal -> unbind -> workers write what is journaled -> exit 0
-    a second signal -> exit at once; nothing is lost, what is journaled is written next time
+    SIGTERM, SIGINT -> unbind -> workers write what is journaled -> exit 0
+    a second one -> exit at once; nothing is lost, what is journaled is written next time
+    SIGHUP -> read the configuration and the keys again
 
 Signal handlers only set a number; the loop looks at it.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import resource
 import signal
 import sys
 import time
@@ -21,15 +23,17 @@ from types import FrameType
 
 import zmq
 
-from ranktap_wire import limits, places
-from ranktap_wire.frames import Code, FrameError
+from ranktap_wire import places
 from ranktap_wire.journal import JournalError
-from ranktapd import __version__
-from ranktapd.config import Config
+from ranktap_wire.messages import Code, FrameError
+from ranktapd import __version__, config, listeners
+from ranktapd.access import Access
+from ranktapd.config import RULES, Config, ConfigError
 from ranktapd.dirlock import FileLock, LockedError
 from ranktapd.entries import WindowsExpired
 from ranktapd.intake import Intake
 from ranktapd.runs import Run, RunPlace, free_bytes, unfinished_runs
+from ranktapd.service_manager import ServiceManager
 from ranktapd.status import Metrics
 from ranktapd.supervisor import Supervisor
 
@@ -46,56 +50,83 @@ FIRST_SESSION_S = 60.0
 """How long an embedded daemon waits for the session that it was started for."""
 LOCK_WAIT_S = 0.2
 """Ranks that look whether a daemon is there hold the lock, shared, for some microseconds."""
+WEIGH_S = 1.0
+"""How often journals are weighed: at 1 GB/s a limit is passed by 1 GB."""
 MAX_SOCKETS = 65_536
-RECEIVE_HIGH_WATER_MARK = 16
-"""Messages a connection may have queued here. At libzmq's 1,000 one client pushed 1 GB into
-a daemon that was not reading."""
 
 
 class Daemon:
-    """A ranktapd. `run` is its whole life."""
+    """A ranktapd. `run` is its whole life.
 
-    def __init__(self, config: Config, *, embedded: bool = False) -> None:
-        self._config = config
+    `reread` reads the configuration again; `inherited` are listening sockets that the process
+    was started with, by their endpoints.
+    """
+
+    def __init__(
+        self,
+        settings: Config,
+        *,
+        reread: Callable[[], Config],
+        inherited: dict[str, int],
+        manager: ServiceManager,
+        embedded: bool = False,
+    ) -> None:
+        self._config = settings
+        self._reread = reread
+        self._inherited = inherited
+        self._manager = manager
         self._embedded = embedded
         self._metrics = Metrics()
+        self._access: Access | None = None
         self._runs: dict[str, Run] = {}
         self._signals = 0
-        self._lock = FileLock(places.lock_path(config.logdir))
-        self._state_lock = FileLock(config.state / "daemon.lock")
+        self._hangups = 0
+        self._lock = FileLock(places.lock_path(settings.logdir))
+        self._state_lock = FileLock(settings.state / "daemon.lock")
         self._supervisor = Supervisor(
-            self._worker_command, self._expire, self._metrics, config.max_workers
+            self._worker_command, self._expire, self._metrics, settings.max_workers
         )
         self._idle_since: float | None = None
         self._seen_session = False
         self._next_tick = 0.0
+        self._next_weighing = 0.0
+        self._waiting_bytes = 0
 
     def run(self, ready: Callable[[], None]) -> int:
         """Serve until told to end; the exit status. `ready` is called when clients can connect.
 
         Raises:
             LockedError: another daemon has this logdir.
-            OSError, ZMQError: the directories or the endpoints cannot be had.
+            ConfigError: the keys cannot be used.
+            OSError: the directories or the endpoints cannot be had.
         """
-        config = self._config
-        config.logdir.mkdir(parents=True, exist_ok=True)
-        config.state.mkdir(parents=True, exist_ok=True)
+        settings = self._config
+        # A connection takes one, and libzmq ends the process when there is none for an ipc socket.
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        settings.logdir.mkdir(parents=True, exist_ok=True)
+        settings.state.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._on_signal)
-        if config.metrics is not None:
-            self._metrics.serve(config.metrics)
+        # In a terminal it says that the terminal is gone.
+        signal.signal(signal.SIGHUP, self._on_signal if os.isatty(0) else self._on_hangup)
+        if settings.metrics is not None:
+            self._metrics.serve(settings.metrics)
+        if settings.server_key is not None and settings.client_keys is not None:
+            self._access = _access(settings.server_key, settings.client_keys, self._metrics)
         self._recover()
         context = zmq.Context()
         context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
         try:
-            router = self._bind(context)
-            logger.info(
-                "ranktapd %s: listening on %s, writing to %s",
-                __version__, ", ".join(config.listen), config.logdir,
-            )  # fmt: skip
+            router = listeners.listen(context, settings, self._inherited, self._access)
+            self._tell_where()
             ready()
+            self._manager.ready()
             status = self._serve(router)
+            self._manager.stopping()
+            if self._access is not None:
+                self._access.close(router)
             router.close(linger=0)
             return status if status else self._finish()
         finally:
@@ -122,8 +153,20 @@ class Daemon:
         # Another logdir's daemon, given the same --state-dir, would write to our journals.
         self._state_lock.acquire(f"another ranktapd keeps its journals in {self._config.state}")
 
+    def _tell_where(self) -> None:
+        logger.info(
+            "ranktapd %s: listening on %s, writing to %s",
+            __version__, ", ".join(self._config.listen), self._config.logdir,
+        )  # fmt: skip
+        if self._access is None:
+            for endpoint in filter(config.is_reachable, self._config.listen):
+                logger.warning("%s asks for no keys: everyone who reaches it can write "
+                               "(insecure = true)", endpoint)  # fmt: skip
+
     def _recover(self) -> None:
-        for name in unfinished_runs(self._config.state):
+        names = unfinished_runs(self._config.state)
+        for index, name in enumerate(names):
+            self._manager.progress(f"Recovering run {index + 1} of {len(names)}")
             try:
                 self._open_run(name, "")
             except JournalError as error:
@@ -131,43 +174,24 @@ class Daemon:
         if self._runs:
             logger.info("recovered %d runs", len(self._runs))
 
-    def _bind(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-        router = context.socket(zmq.ROUTER)
-        router.setsockopt(zmq.LINGER, 0)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER_MARK)
-        router.setsockopt(zmq.MAXMSGSIZE, limits.RECORD_BYTES)
-        router.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
-        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
-        for endpoint in self._config.listen:
-            if endpoint.startswith("ipc://"):
-                # A second bind on a live path would steal it; the logdir's lock says that
-                # no daemon of this logdir lives.
-                Path(endpoint.removeprefix("ipc://")).parent.mkdir(
-                    parents=True, exist_ok=True, mode=0o700
-                )
-            # For this endpoint only: with it, a name may stand for another address.
-            router.setsockopt(zmq.IPV6, int("[" in endpoint))
-            try:
-                router.bind(endpoint)
-            except zmq.ZMQError as error:
-                router.close(linger=0)
-                raise OSError(f"{endpoint}: {error.strerror}") from None
-        return router
-
     # -- serving ----------------------------------------------------------------------
 
     def _serve(self, router: zmq.Socket[bytes]) -> int:
-        intake = Intake(router, self._runs, self._run_of, self._supervisor.committed, self._metrics)
+        intake = Intake(
+            router, self._runs, self._run_of, self._supervisor.committed, self._metrics,
+            self._config, self._access,
+        )  # fmt: skip
+        doors = self._access.sockets() if self._access is not None else []
         while not self._signals:
             poller = zmq.Poller()
-            poller.register(router, zmq.POLLIN)
+            for each in (router, *doors):
+                poller.register(each, zmq.POLLIN)
             for descriptor in self._supervisor.descriptors():
                 poller.register(descriptor, zmq.POLLIN)
             poller.poll(max(0, math.ceil((self._next_tick - time.monotonic()) * 1_000)))
             while intake.turn() and not self._signals:
-                self._supervisor.turn()
-            self._supervisor.turn()
+                self._turn_others()
+            self._turn_others()
             if any(run.pending for run in self._runs.values()):
                 intake.commit()
             if intake.failed is not None:
@@ -181,22 +205,104 @@ class Daemon:
                     return 0
         return 0
 
+    def _turn_others(self) -> None:
+        """What goes on between two rounds of the intake; and both together are the sign of life."""
+        if self._access is not None:
+            self._access.turn()
+        self._supervisor.turn()
+        if not self._supervisor.hangs(time.monotonic()):
+            self._manager.alive()
+
     def _tick(self, intake: Intake) -> None:
+        if self._hangups:
+            self._hangups = 0
+            self._reload(intake)
+        if self._access is not None:
+            self._access.look(time.monotonic())
+            intake.recheck_keys()
         intake.give_up_silent()
-        free = free_bytes(self._config.state)
-        if free < self._config.min_free_bytes:
-            intake.no_room(f"{free} bytes free, {self._config.min_free_bytes} are kept")
-        else:
-            intake.room()
+        self._weigh(intake)
         sessions = sum(len(run.sessions.live()) for run in self._runs.values())
         self._metrics.sessions.set(sessions)
         for run in [run for run in self._runs.values() if self._may_rest(run)]:
             self._rest(run)
         self._metrics.runs.set(len(self._runs))
+        self._manager.status(
+            f"{sessions} sessions, {len(self._runs)} runs, {len(self._supervisor.behind)} behind"
+            + (", nothing is accepted: no room" if intake.full else "")
+        )
         if sessions or self._supervisor.behind:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = time.monotonic()
+
+    def _weigh(self, intake: Intake) -> None:
+        """See whether there is room on the disk, and in the journals."""
+        settings = self._config
+        free = free_bytes(settings.state)
+        self._metrics.free_bytes.set(free)
+        if time.monotonic() >= self._next_weighing:
+            self._next_weighing = time.monotonic() + WEIGH_S
+            self._weigh_journals(intake)
+        waiting, limit, why = self._waiting_bytes, "", ""
+        if free < settings.min_free_bytes:
+            limit = "min_free_bytes"
+            why = f"{free} bytes free, {settings.min_free_bytes} are kept"
+        elif waiting > settings.max_journal_bytes:
+            limit = "max_journal_bytes"
+            why = (
+                f"{waiting} bytes of journals are not written yet, "
+                f"{settings.max_journal_bytes} may be"
+            )
+        if limit:
+            if not intake.full:
+                self._metrics.limited.labels(limit).inc()
+            intake.no_room(f"{why} ({limit})")
+        else:
+            intake.room()
+        self._metrics.full.set(intake.full)
+
+    def _weigh_journals(self, intake: Intake) -> None:
+        # Only of runs that are behind: a journal that is all written shrinks when more comes.
+        sizes = {
+            worker.run.place.name: worker.run.place.journal_bytes()
+            for worker in self._supervisor.behind
+        }
+        self._waiting_bytes = sum(sizes.values())
+        self._metrics.waiting_bytes.set(self._waiting_bytes)
+        most = self._config.max_run_journal_bytes
+        full = {
+            name: f"{size} bytes of run {name!r} are not written yet, {most} may be "
+            "(max_run_journal_bytes)"
+            for name, size in sizes.items()
+            if size > most
+        }
+        for name in full.keys() - intake.full_runs.keys():
+            self._metrics.limited.labels("max_run_journal_bytes").inc()
+            logger.warning("%s: nothing of it is accepted until they are", full[name])
+        intake.full_runs = full
+
+    def _reload(self, intake: Intake) -> None:
+        """Take over what may change in a running daemon."""
+        self._manager.reloading()
+        try:
+            wanted = self._reread()
+        except ConfigError as error:
+            logger.error("the configuration stays as it is: %s", error)
+        else:
+            for name in config.changed(self._config, wanted):
+                if RULES[name].reloads:
+                    logger.info("%s is %r now", name, getattr(wanted, name))
+                    setattr(self._config, name, getattr(wanted, name))
+                else:
+                    logger.warning("%s: %r holds until a restart", name,
+                                   getattr(self._config, name))  # fmt: skip
+            intake.configure(self._config)
+            self._supervisor.max_workers = self._config.max_workers
+        if self._access is not None:
+            self._access.reread()
+        logger.info("reloaded")
+        self._manager.ready()
 
     def _is_done(self) -> bool:
         patience = IDLE_S if self._seen_session else FIRST_SESSION_S
@@ -209,6 +315,7 @@ class Daemon:
         if run is not None:
             return run
         if len(self._runs) >= self._config.max_runs:
+            self._metrics.limited.labels("max_runs").inc()
             raise FrameError(
                 Code.LIMIT, f"this ranktapd keeps {self._config.max_runs} runs (max_runs)"
             )
@@ -283,3 +390,15 @@ class Daemon:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
+
+    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
+        self._hangups += 1
+
+
+def _access(server_key: Path, client_keys: Path, metrics: Metrics) -> Access:
+    try:
+        return Access(server_key, client_keys, metrics)
+    except ValueError as error:
+        raise ConfigError(f"server_key: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"client_keys: {client_keys}: {error.strerror}") from None

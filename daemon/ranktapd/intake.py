@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 
 import zmq
 
-from ranktap_wire import frames, limits, records
+from ranktap_wire import frames, limits, rules
 from ranktap_wire.delivery import Verdict
-from ranktap_wire.frames import (
+from ranktap_wire.journal import JournalError, JournalFullError
+from ranktap_wire.messages import (
     Ack,
     BatchMessage,
     Beat,
@@ -31,10 +32,13 @@ from ranktap_wire.frames import (
     Hello,
     Welcome,
 )
-from ranktap_wire.journal import JournalError, JournalFullError
 from ranktap_wire.records import Buffer
 from ranktapd import __version__
+from ranktapd.access import Access
+from ranktapd.config import Config
 from ranktapd.entries import BatchAccepted, BatchRefused, SessionGone
+from ranktapd.log_budget import LogBudget
+from ranktapd.pace import Rates
 from ranktapd.runs import Run
 from ranktapd.sessions import Session
 from ranktapd.status import Metrics
@@ -49,9 +53,6 @@ that receiving, the disk and the worker have something to do at the same time.""
 FULL_RETRY_S = 1.0
 """How soon it is tried again after the disk had no room. Every client then sends again what
 it has in flight."""
-LOG_LINES_A_SECOND = 10
-"""About what strangers send; the rest is counted."""
-
 
 _TYPES = {Hello: "hello", BatchMessage: "batch", Beat: "beat", Bye: "bye"}
 
@@ -72,7 +73,8 @@ class Intake:
     """Everything between the sockets and the journals.
 
     `run_of(name, suffix)` opens a run, or raises `FrameError` when there may be no more;
-    `committed(run)` is called when a group of it is on disk.
+    `committed(run)` is called when a group of it is on disk. `access` is None where no keys
+    are asked for.
     """
 
     def __init__(
@@ -82,7 +84,11 @@ class Intake:
         run_of: Callable[[str, str], Run],
         committed: Callable[[Run], None],
         metrics: Metrics,
+        config: Config,
+        access: Access | None = None,
     ) -> None:
+        self._access = access
+        self._key_changes = 0
         self._router = router
         self._runs = runs
         self._run_of = run_of
@@ -92,14 +98,23 @@ class Intake:
         self._round = _Round()
         self._sender: zmq.Frame | None = None
         """The first frame of the message in hand, which knows where it came from."""
-        self._log_second = 0
-        self._log_lines = 0
+        self._log = LogBudget()
+        self._early: dict[bytes, tuple[Run, Session]] = {}
+        """Sessions whose acknowledgement waits until they have kept to their rates again."""
         self.full = False
         """The disk has no room: nothing is accepted until `room` says so."""
+        self.full_runs: dict[str, str] = {}
+        """Runs of which no batch is accepted until more of their journal is written, and why."""
         self._told_full = False
         self._retry_at = 0.0
         self.failed: JournalError | None = None
         """A journal cannot go on; the daemon has to end and recover from what is on disk."""
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Keep to these settings from now on."""
+        self._config = config
+        self._rates = Rates(config.max_session_batches_per_s, config.max_session_bytes_per_s)
 
     def turn(self) -> bool:
         """One round; True when there may be more to take at once."""
@@ -151,14 +166,30 @@ class Intake:
                 why = "disk is full" if self.failed is None else "disk fails"
                 self._answer(session.peer, Error(Code.BUSY, f"the daemon's {why}"))
             else:
-                self._answer(session.peer, Ack(session.window.last, sent))
+                self._acknowledge(run, session, sent)
         for run, session in said.gaps.values():
             if run.place.name not in unsaved and session.missed:
-                last = session.window.last
+                last = session.pace.acknowledged = session.window.last
                 self._answer(session.peer, Error(Code.GAP, f"batch {last + 1} is missing", last))
         for run, peer, answer in said.answers:
             if run.place.name not in unsaved:
                 self._answer(peer, answer)
+        for run, session in [*self._early.values()]:
+            self._acknowledge(run, session, None)
+
+    def _acknowledge(self, run: Run, session: Session, sent: float | None) -> None:
+        """Say what is on disk, or later when the session has sent more than it may."""
+        pace = session.pace
+        if pace.is_early(time.monotonic()):
+            self._early.setdefault(session.opened.session, (run, session))
+            if sent is None:
+                return
+        else:
+            self._early.pop(session.opened.session, None)
+            pace.acknowledged = session.window.last
+        # The clock as late as can be: a client takes the half of a beat's way for the way back.
+        now = None if sent is None else time.time()
+        self._answer(session.peer, Ack(pace.acknowledged, sent, now))
 
     def give_up_silent(self) -> None:
         """Let sessions go that were not heard of for too long."""
@@ -198,7 +229,7 @@ class Intake:
         # message that is lost, not the daemon.
         except Exception as error:
             self._metrics.messages.labels("invalid").inc()
-            text = f"reading it failed: {records.shown(error)}"
+            text = f"reading it failed: {rules.shown(error)}"
             self._refuse(peer, parts, FrameError(Code.MALFORMED, text))
             return
         self._metrics.messages.labels(_TYPES[type(message)]).inc()
@@ -217,12 +248,12 @@ class Intake:
             case BatchMessage():
                 self._batch(run, session, message, parts)
             case Beat():
-                if session.missed and not self.full:
+                if session.missed and not self.full and run.place.name not in self.full_runs:
                     self._round.gaps[message.session] = known
                 else:
                     self._round.acks[message.session] = (run, session, message.sent)
             case Bye():
-                self._sessions.pop(message.session)
+                self._forget(run, session)
                 run.add(SessionGone(message.session, final=True))
                 self._round.answers.append((run, peer, ByeAnswer()))
 
@@ -230,6 +261,12 @@ class Intake:
         if self.full:
             self._metrics.refused.labels(str(Code.BUSY)).inc()
             self._answer(peer, Error(Code.BUSY, "the daemon's disk is full"))
+            return
+        user = _property(self._sender, "User-Id")
+        refusal = self._refusal(hello, user)
+        if refusal is not None:
+            self._count_refused(refusal.code, peer, refusal.text)
+            self._answer(peer, Error(refusal.code, refusal.text))
             return
         try:
             run = self._run_of(hello.run, hello.filename_suffix)
@@ -246,19 +283,67 @@ class Intake:
             # What it still sends is answered with an error, not journaled for nobody.
             self._forget(run, rival)
         session = run.welcome(hello, peer, time.monotonic())
+        session.user = user
+        session.pace.acknowledged = session.window.last
+        self._early.pop(hello.session, None)
         self._sessions[hello.session] = (run, session)
         self._round.answers.append((run, peer, Welcome(session.window.last, daemon=__version__)))
+
+    def _refusal(self, hello: Hello, user: str) -> FrameError | None:
+        """Why a session may not open; None: it may. `user` is the key of its connection."""
+        if self._access is not None and user:
+            text = self._access.refusal(user, hello.run)
+            if text is not None:
+                self._metrics.denied.labels("run").inc()
+                return FrameError(Code.REFUSED, text)
+            if self._access.is_gone(user):
+                # It stays and asks again: a file that is being edited is gone for a moment.
+                self._metrics.denied.labels("key-gone").inc()
+                return FrameError(Code.BUSY, "this daemon does not let its key in any more")
+        most = self._config.max_sessions
+        if len(self._sessions) >= most and hello.session not in self._sessions:
+            self._metrics.limited.labels("max_sessions").inc()
+            return FrameError(Code.BUSY, f"this ranktapd keeps {most} sessions (max_sessions)")
+        return None
+
+    def recheck_keys(self) -> None:
+        """Let sessions go whose key would not open them any more, when keys have changed."""
+        assert self._access is not None
+        if self._access.changes == self._key_changes:
+            return
+        self._key_changes = self._access.changes
+        for run, session in [*self._sessions.values()]:
+            name = run.place.name
+            if session.user and (
+                self._access.is_gone(session.user) or self._access.refusal(session.user, name)
+            ):
+                logger.warning(
+                    "run %r: rank %d (process %d on %s) is shut out: its key is gone, or is for "
+                    "other runs now",
+                    name, session.opened.rank, session.opened.pid, session.opened.host,
+                )  # fmt: skip
+                self._forget(run, session)
 
     def _batch(
         self, run: Run, session: Session, message: BatchMessage, parts: list[Buffer]
     ) -> None:
+        nbytes, most = sum(map(len, parts)), self._config.max_message_bytes
+        if nbytes > most:
+            self._metrics.limited.labels("max_message_bytes").inc()
+            text = f"a batch of {nbytes} bytes, at most {most} allowed (max_message_bytes)"
+            self._refuse(session.peer, parts, FrameError(Code.REFUSED, text, message.number))
+            return
         verdict = session.window.judge(message.number)
         self._metrics.batches.labels(verdict.value).inc()
-        if self.full:
+        busy = "the daemon's disk is full" if self.full else self.full_runs.get(run.place.name)
+        if busy is not None:
             # Its number does not count: the client holds it and will be asked for it.
             session.missed = True
             self._metrics.refused.labels(str(Code.BUSY)).inc()
-            self._answer(session.peer, Error(Code.BUSY, "the daemon's disk is full"))
+            self._answer(session.peer, Error(Code.BUSY, busy))
+            return
+        if verdict is Verdict.NEXT and not self._may_send(session, nbytes):
+            session.missed = True
             return
         if verdict is Verdict.GAP:
             self._metrics.refused.labels(str(Code.GAP)).inc()
@@ -273,8 +358,26 @@ class Intake:
             columns = message.batch.columns
             self._metrics.scalars.inc(0 if columns is None else len(columns))
             self._metrics.blobs.inc(len(message.batch.blobs))
-            self._metrics.journal_bytes.inc(sum(map(len, parts)))
+            self._metrics.journal_bytes.inc(nbytes)
         self._round.acks.setdefault(message.session, (run, session, None))
+
+    def _may_send(self, session: Session, nbytes: int) -> bool:
+        """Count a batch against the session's rates; False when it does not wait for
+        acknowledgements, as every tap does."""
+        now, pace = session.last_heard, session.pace
+        if pace.is_too_early(self._rates, now):
+            self._metrics.refused.labels(str(Code.BUSY)).inc()
+            return False
+        pace.spend(nbytes, self._rates, now)
+        if pace.is_early(now):
+            limit = self._rates.limit_met(nbytes)
+            self._metrics.limited.labels(limit).inc()
+            if not pace.told:
+                pace.told = True
+                text = f"this rank sends more than it may ({limit}), and is slowed down"
+                self._count_refused(Code.BUSY, session.peer, text)
+                self._answer(session.peer, Error(Code.BUSY, text))
+        return True
 
     # -- what breaks the rules --------------------------------------------------------
 
@@ -304,18 +407,14 @@ class Intake:
         known = self._sessions.get(session.opened.session)
         if known is not None and known[0] is run:
             del self._sessions[session.opened.session]
+            self._early.pop(session.opened.session, None)
 
     def _count_refused(self, code: Code, peer: bytes, text: str) -> None:
         self._metrics.refused.labels(str(code)).inc()
-        second = int(time.monotonic())
-        if second != self._log_second:
-            self._log_second, self._log_lines = second, 0
-        self._log_lines += 1
-        if self._log_lines <= LOG_LINES_A_SECOND:
-            logger.warning(
-                "refused a message from %s (peer %s): %s: %s",
-                _address(self._sender), peer.hex(), code, text[:200],
-            )  # fmt: skip
+        self._log.warning(
+            time.monotonic(), "refused a message from %s (peer %s): %s: %s",
+            _property(self._sender, "Peer-Address") or "?", peer.hex(), code, text[:200],
+        )  # fmt: skip
 
     def _answer(self, peer: bytes, answer: DaemonMessage) -> None:
         try:
@@ -328,9 +427,13 @@ class Intake:
                 raise
 
 
-def _address(frame: zmq.Frame | None) -> str:
-    """Where a message came from: an IP address; over ipc host:uid:gid:pid of the process."""
+def _property(frame: zmq.Frame | None, name: str) -> str:
+    """What libzmq knows of the connection that a frame came by; empty when nothing.
+
+    `User-Id` is the public key that was let in. `Peer-Address` is an IP address; over ipc
+    host:uid:gid:pid of the process.
+    """
     try:
-        return str(frame.get("Peer-Address")) if frame is not None else "?"
+        return str(frame.get(name)) if frame is not None else ""
     except zmq.ZMQError:
-        return "?"
+        return ""

@@ -13,6 +13,7 @@ from ranktapd.entries import (
     SessionsSoFar,
     Words,
 )
+from ranktapd.pace import Pace
 
 
 @dataclass(slots=True)
@@ -23,13 +24,21 @@ class Session:
     window: ReceiveWindow
     peer: bytes = b""
     """Its connection's routing id; empty after a restart, until it says hello again."""
+    user: str = ""
+    """The public key of who said hello; empty where none is asked for."""
     last_heard: float = 0.0
     """The daemon's monotonic clock, seconds."""
+    pace: Pace = field(default_factory=Pace)
     missed: bool = False
     """A batch of it was passed over: it must go back before anything is accepted."""
     away: bool = False
     """Not heard of for too long. It may come back, and what of it is in the journal must
     still be known then: the acknowledgement may never have reached it."""
+
+    @property
+    def job(self) -> str:
+        """What tells its job from others; empty when nothing does."""
+        return self.opened.about.get("job", "")
 
 
 ENDED_MAX = 10_000
@@ -83,9 +92,20 @@ class RunSessions:
                     identity: Ended(last, replaced) for identity, last, replaced in words.ended
                 }
                 self.sessions = {}
-                for identity, rank, world_size, host, pid, started, last, away in words.sessions:
+                for (
+                    identity,
+                    rank,
+                    world_size,
+                    host,
+                    pid,
+                    started,
+                    last,
+                    away,
+                    job,
+                ) in words.sessions:
+                    about = {"job": job} if job else {}
                     opened = SessionOpened(
-                        identity, rank, world_size, host, pid, started, None, last
+                        identity, rank, world_size, host, pid, started, None, last, about
                     )
                     self.sessions[identity] = Session(opened, ReceiveWindow(last), away=away)
 
@@ -102,6 +122,7 @@ class RunSessions:
                     session.opened.started,
                     session.window.last,
                     session.away,
+                    session.job,
                 ]
                 for session in self.sessions.values()
             ],

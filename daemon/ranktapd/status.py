@@ -17,6 +17,9 @@ class Metrics:
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     messages: Counter = field(init=False)
     refused: Counter = field(init=False)
+    admitted: Counter = field(init=False)
+    denied: Counter = field(init=False)
+    limited: Counter = field(init=False)
     batches: Counter = field(init=False)
     scalars: Counter = field(init=False)
     blobs: Counter = field(init=False)
@@ -26,6 +29,10 @@ class Metrics:
     sessions: Gauge = field(init=False)
     runs: Gauge = field(init=False)
     lag: Gauge = field(init=False)
+    waiting_bytes: Gauge = field(init=False)
+    free_bytes: Gauge = field(init=False)
+    full: Gauge = field(init=False)
+    clients: Gauge = field(init=False)
 
     def __post_init__(self) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -36,6 +43,9 @@ class Metrics:
 
         self.messages = counter("messages", "Messages received", "type")
         self.refused = counter("refused", "Messages refused or dropped, by code", "code")
+        self.admitted = counter("admitted", "Connections let in by their key")
+        self.denied = counter("denied", "Connections and sessions not let in, by reason", "reason")
+        self.limited = counter("limited", "Messages that met a limit, by its name", "limit")
         self.batches = counter("batches", "Batches by what their number said", "verdict")
         self.scalars = counter("scalars", "Scalars journaled")
         self.blobs = counter("blobs", "Other records journaled")
@@ -44,17 +54,23 @@ class Metrics:
         self.worker_deaths = counter("worker_deaths", "Workers that ended unasked")
         self.sessions = gauge("sessions", "Sessions that are open")
         self.runs = gauge("runs", "Runs whose journal is open")
+        self.waiting_bytes = gauge(
+            "waiting_journal_bytes", "Journals of runs that are not all written"
+        )
+        self.free_bytes = gauge("free_bytes", "Room on the state directory's disk")
+        self.full = gauge("full", "1 while nothing is accepted for want of room")
+        self.clients = gauge("clients", "Client keys that are let in")
         self.lag = gauge("lag_entries", "Entries journaled and not yet in the event file", "run")
 
     def serve(self, address: str) -> None:
         """Serve the metrics at HOST:PORT.
 
         Raises:
-            ValueError: it is no HOST:PORT.
             OSError: the address cannot be bound.
         """
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError(f"--metrics: expected HOST:PORT, got {address!r}")
-        start_http_server(int(port), host, registry=self.registry)
+        try:
+            start_http_server(int(port), host, registry=self.registry)
+        except OSError as error:
+            raise OSError(f"metrics: {address}: {error.strerror}") from None
         logger.info("metrics at http://%s/metrics", address)

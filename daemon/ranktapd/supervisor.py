@@ -8,6 +8,7 @@ and says, on its standard output, how far it has come. Both speak JSON, one obje
                       {"expire": sequence}        windows begun up to here have waited too long
                       {"at": sequence}            about to fold this entry (in careful mode);
                                                   0: behind a group, about to write it
+                      {"waiting": sequence}       for room on the disk; it lives
 
 A worker that died is started in careful mode, in which it names each entry first. An
 entry at which three careful workers died is set aside. Other runs never notice.
@@ -42,6 +43,11 @@ RESTART_MAX_S = 5.0
 IDLE_S = 30.0
 """A worker that has written everything ends after this long without more: a log host
 sees thousands of runs, and few at a time."""
+SILENT_S = 120.0
+"""A worker that has something to write and says nothing for this long hangs, and is killed.
+Sixteen MiB take a disk of 1 MB/s 16 s, and a worker that waits for room says so."""
+KILL_S = 5.0
+"""How long a worker that was killed is waited for: one that hangs in the kernel stays."""
 TURN_S = 2.0
 """With more runs to write than workers allowed, each gets this long at a time: several times
 what it takes to start one."""
@@ -57,6 +63,8 @@ class Worker:
     """Everything up to here is in the event file; -1 before it has said so."""
     told: int = -1
     busy_since: float = 0.0
+    heard_at: float = 0.0
+    """When it last said anything, or was first asked to say something."""
     start_at: float = 0.0
     """Not before this."""
     started_at: float = 0.0
@@ -65,6 +73,8 @@ class Worker:
     at: int | None = None
     deaths: dict[int, int] = field(default_factory=dict)
     finishing: bool = False
+    killed_at: float | None = None
+    """When it was killed because it said nothing."""
     _unread: bytes = b""
 
     @property
@@ -74,6 +84,10 @@ class Worker:
     def is_due(self, now: float) -> bool:
         """Whether it has something to write, and may be started."""
         return self.process is None and self.behind and now >= self.start_at
+
+    def is_silent(self, now: float) -> bool:
+        """Whether it hangs: it should have said something long ago."""
+        return self.process is not None and self.behind and now - self.heard_at > SILENT_S
 
     def tell(self, message: dict[str, Any]) -> bool:
         """False when the pipe is full or gone: what is told again later makes up for it."""
@@ -114,7 +128,7 @@ class Supervisor:
         self._command = command
         self._expire = expire
         self._metrics = metrics
-        self._max_workers = max_workers
+        self.max_workers = max_workers
         self._finishing = False
         self.workers: dict[str, Worker] = {}
 
@@ -126,6 +140,8 @@ class Supervisor:
         """More of this run is on disk."""
         worker = self.workers[run.place.name]
         worker.busy_since = time.monotonic()
+        if worker.folded >= worker.told:
+            worker.heard_at = worker.busy_since  # it had nothing to say until now
         if worker.process is None:
             self._start_due(worker, worker.busy_since)
         elif worker.tell({"committed": run.journal.last}):
@@ -152,6 +168,11 @@ class Supervisor:
                 self._hear(worker, now)  # what it said before it ended
                 self._ended(worker, now)
                 continue
+            if worker.killed_at is None and worker.is_silent(now):
+                logger.error("run %r: its worker has said nothing for %d s: killing it",
+                             worker.run.place.name, SILENT_S)  # fmt: skip
+                worker.killed_at = now
+                worker.process.kill()
             if worker.told < worker.run.journal.last and worker.tell(
                 {"committed": worker.run.journal.last}
             ):
@@ -164,7 +185,7 @@ class Supervisor:
     def _make_way(self, now: float) -> None:
         """Let the worker that has had the longest turn end, when a run waits for its place."""
         if (
-            len(self.running) < self._max_workers
+            len(self.running) < self.max_workers
             or any(worker.finishing for worker in self.running)
             or not any(worker.is_due(now) for worker in self.workers.values())
         ):
@@ -186,17 +207,27 @@ class Supervisor:
         """Workers of runs whose event file lacks something of their journal."""
         return [worker for worker in self.workers.values() if worker.behind]
 
+    def hangs(self, now: float) -> bool:
+        """Whether a worker cannot even be killed: what it waits for never comes."""
+        return any(
+            worker.killed_at is not None and now - worker.killed_at > SILENT_S
+            for worker in self.running
+        )
+
     def kill(self) -> None:
         """End all workers at once. Nothing is lost: they can be started again at any point."""
         for worker in self.running:
             assert worker.process is not None
             worker.process.kill()
-            worker.process.wait()
+            try:
+                worker.process.wait(KILL_S)
+            except subprocess.TimeoutExpired:
+                logger.error("run %r: its worker cannot be killed", worker.run.place.name)
 
     def _has_place(self, worker: Worker, now: float) -> bool:
         """Whether it may run now: where there are few places, the run that was written least
         recently goes first."""
-        free = self._max_workers - len(self.running)
+        free = self.max_workers - len(self.running)
         if free >= len(self.workers) - len(self.running):
             return True
         before = sum(
@@ -226,7 +257,8 @@ class Supervisor:
             worker.start_at = now + worker.restart_s
             worker.restart_s = min(2 * worker.restart_s, RESTART_MAX_S)
             return
-        worker.started_at = now
+        worker.started_at = worker.heard_at = now
+        worker.killed_at = None
         assert worker.process.stdin is not None and worker.process.stdout is not None
         os.set_blocking(worker.process.stdin.fileno(), False)
         os.set_blocking(worker.process.stdout.fileno(), False)
@@ -238,6 +270,7 @@ class Supervisor:
 
     def _hear(self, worker: Worker, now: float) -> None:
         for said in worker.read():
+            worker.heard_at = now
             if "folded" in said:
                 worker.folded = said["folded"]
                 worker.restart_s = RESTART_MIN_S

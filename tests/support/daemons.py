@@ -22,13 +22,20 @@ class DaemonProcess:
     May be killed and started again; stderr of all its lives is in `log_path`.
     """
 
-    def __init__(self, logdir: Path, *arguments: str, program: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        logdir: Path,
+        *arguments: str,
+        program: list[str] | None = None,
+        descriptors: tuple[int, ...] = (),
+    ) -> None:
         self.logdir = logdir
         # A socket's path has room for 107 bytes, which pytest's directories exceed.
         self._socket_dir = tempfile.TemporaryDirectory(prefix="ranktap-test-")
         self.endpoint = f"ipc://{self._socket_dir.name}/d.sock"
         self.arguments = arguments
         self.program = program or [sys.executable, "-m", "ranktapd"]
+        self._descriptors = descriptors
         self.log_path = Path(self._socket_dir.name) / "stderr"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -46,7 +53,9 @@ class DaemonProcess:
         lines_before = self.log.count(": listening on")
         command = [*self.program, "--logdir", str(self.logdir), "--listen", self.endpoint]
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen([*command, *self.arguments], stderr=log)
+            self.process = subprocess.Popen(
+                [*command, *self.arguments], stderr=log, pass_fds=self._descriptors
+            )
         if wait:
             wait_for(
                 lambda: self.log.count(": listening on") > lines_before or self.process.poll(),

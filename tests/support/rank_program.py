@@ -51,6 +51,7 @@ class Timed:
         self._tap = tap
         self.rank = tap.rank
         self.image_grid, self.histogram, self.text = tap.image_grid, tap.histogram, tap.text
+        self.curves, self.embedding = tap.curves, tap.embedding
         self.calls = 0
         self.slowest = SlowestCall()
 
@@ -78,6 +79,7 @@ def main() -> None:
     due = time.monotonic()
     for step in range(options.steps):
         ledger.log_step(timed, step)  # type: ignore[arg-type]
+        ledger.log_beside(timed, step)  # type: ignore[arg-type]
         due += options.step_s
         pace.wait(max(0.0, due - time.monotonic()))
     closed = tap.close(timeout=60.0)

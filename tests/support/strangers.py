@@ -13,7 +13,7 @@ import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
 from ranktap_wire import frames
-from ranktap_wire.frames import (
+from ranktap_wire.messages import (
     Ack,
     BatchMessage,
     Beat,

@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ranktap import Tap
-from ranktap_wire import records
-from ranktap_wire.frames import Hello
+from ranktap_wire import kinds
+from ranktap_wire.messages import Hello
 from ranktap_wire.records import Blob, Kind
 from ranktapd.render.histogram import HistogramStats
 from ranktapd.tensor_statistics import TensorStatistics, statistics_of
+
+Make = Callable[..., Tap]
+"""Makes a tap, of a rank of a world, with so much memory."""
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Logged:
     def add(self, blob: Blob) -> None:
         # The daemon's rules: nothing that it would refuse leaves a client.
         blob.parameters = {name: _plain(each) for name, each in blob.parameters.items()}
-        records.check_blob(blob)
+        kinds.check_blob(blob)
         self.blobs.append(blob)
         if blob.kind is Kind.MOMENTS:
             self.add_statistics(blob.step, statistics_of(blob))
@@ -81,7 +84,7 @@ def logged(tap: Tap) -> Logged:
 
 
 @contextmanager
-def silent_taps() -> Iterator[Callable[..., Tap]]:
+def silent_taps() -> Iterator[Make]:
     """Makes taps whose sender looks for a daemon until all is over, and sends nothing."""
     made: list[Tap] = []
     is_over = threading.Event()

@@ -14,19 +14,12 @@ import pytest
 import zmq
 
 from ranktap_wire import frames, journal, limits
-from ranktap_wire.frames import (
-    Ack,
-    ByeAnswer,
-    Code,
-    DaemonMessage,
-    Error,
-    FrameError,
-    Welcome,
-)
 from ranktap_wire.journal import JournalError, segment_path, segments
+from ranktap_wire.messages import Ack, ByeAnswer, Code, DaemonMessage, Error, FrameError, Welcome
 from ranktap_wire.records import Batch, Buffer
-from ranktapd import __version__, runs, sessions
+from ranktapd import __version__, log_budget, pace, runs, sessions
 from ranktapd import intake as intake_module
+from ranktapd.config import Config
 from ranktapd.entries import (
     BatchAccepted,
     BatchRefused,
@@ -47,6 +40,9 @@ from tests.support.messages import SESSION, as_bytes, blob, columns, hello
 
 OTHER = bytes(16)
 PEER, OTHER_PEER = b"peer", b"other peer"
+NOW = 1_700_000_001.5
+"""The daemon's wall clock."""
+ABOUT = hello().about
 
 
 class Router:
@@ -77,6 +73,7 @@ class Station:
 
     def __init__(self, tmp_path: Path) -> None:
         self.tmp_path = tmp_path
+        self.config = Config()
         self.segment_bytes = limits.SEGMENT_BYTES
         self.runs: dict[str, Run] = {}
         self.committed: list[str] = []
@@ -97,6 +94,7 @@ class Station:
             self.run_of,
             lambda run: self.committed.append(run.place.name),
             self.metrics,
+            self.config,
         )
 
     def run_of(self, name: str, suffix: str) -> Run:
@@ -140,6 +138,7 @@ class Station:
 def station(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Station:
     monkeypatch.setattr(os, "fdatasync", lambda fd: None)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setattr(time, "time", lambda: NOW)
     return Station(tmp_path)
 
 
@@ -192,10 +191,10 @@ def disk(monkeypatch: pytest.MonkeyPatch, error: int | None) -> None:
 def test_a_session_is_welcomed_journaled_and_bidden_farewell(station: Station) -> None:
     assert station.hear(greeting()) == [welcome(0)]
     assert station.hear(batch(1), batch(2)) == [Ack(2)]
-    assert station.hear(beat()) == [Ack(2, 1.5)]
+    assert station.hear(beat()) == [Ack(2, 1.5, NOW)]
     assert station.hear(bye()) == [ByeAnswer()]
     assert station.words() == [
-        SessionOpened(SESSION, 0, 2, "node-7", 4_711, 1_700_000_000.25, None, 0),
+        SessionOpened(SESSION, 0, 2, "node-7", 4_711, 1_700_000_000.25, None, 0, ABOUT),
         BatchAccepted(SESSION, 1),
         BatchAccepted(SESSION, 2),
         SessionGone(SESSION, final=True),
@@ -277,12 +276,12 @@ def test_a_gap_is_told_once_and_again_to_who_asks(station: Station) -> None:
     assert station.hear(batch(5)) == []
     assert station.hear(beat()) == [gap]
     assert station.hear(batch(2), batch(3)) == [Ack(3)]
-    assert station.hear(beat()) == [Ack(3, 1.5)]
+    assert station.hear(beat()) == [Ack(3, 1.5, NOW)]
     assert station.numbers() == [(SESSION, number) for number in (1, 2, 3)]
     assert station.count("refused", code="gap") == 3
     station.hear(batch(9))
     assert station.hear(greeting(first=4)) == [welcome(3)]
-    assert station.hear(beat()) == [Ack(3, 1.5)]
+    assert station.hear(beat()) == [Ack(3, 1.5, NOW)]
 
 
 def test_a_gap_that_was_filled_in_the_same_round_is_not_told(station: Station) -> None:
@@ -470,14 +469,23 @@ def test_a_daemon_that_keeps_no_more_runs_says_so(station: Station) -> None:
 def test_strangers_cannot_fill_the_log(
     station: Station, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def lines() -> int:
+        return caplog.text.count("refused a message")
+
     monkeypatch.setattr(time, "monotonic", lambda: 5.0)
     for _ in range(10):
         station.hear(*[[b"\xc1"]] * 100)
     assert station.count("refused", code="malformed") == 1_000
-    assert caplog.text.count("refused a message") == 10
-    monkeypatch.setattr(time, "monotonic", lambda: 6.0)
-    station.hear([b"\xc1"])
-    assert caplog.text.count("refused a message") == 11
+    assert lines() == log_budget.BURST_LINES
+    monkeypatch.setattr(time, "monotonic", lambda: 5.1 + log_budget.LINE_EVERY_S)
+    station.hear(*[[b"\xc1"]] * 100)
+    assert lines() == log_budget.BURST_LINES + 1
+    assert "(and 990 more like it before)" in caplog.text
+    # A day of it.
+    for second in range(0, 86_400, 5):
+        monkeypatch.setattr(time, "monotonic", lambda now=second: 100.0 + now)
+        station.hear([b"\xc1"])
+    assert lines() < 9_000
 
 
 def test_a_message_that_cannot_even_be_refused_is_one_message_lost(
@@ -512,7 +520,7 @@ def test_a_peer_that_does_not_listen_costs_only_its_answers(
     station.hear(greeting(), [b"\xc1"])
     station.hear(batch(1))
     station.router.refuses = None
-    assert station.hear(beat()) == [Ack(1, 1.5)]
+    assert station.hear(beat()) == [Ack(1, 1.5, NOW)]
 
 
 # -- goodbyes ---------------------------------------------------------------------------
@@ -605,7 +613,7 @@ def test_sessions_that_open_and_end_on_a_full_disk_are_journaled_when_there_is_r
     station.intake.room()
     station.turn()
     assert station.words()[-2:] == [
-        SessionOpened(OTHER, 1, 2, "node-7", 4_711, 1_700_000_000.25, None, 0),
+        SessionOpened(OTHER, 1, 2, "node-7", 4_711, 1_700_000_000.25, None, 0, ABOUT),
         SessionGone(SESSION, final=True),
     ]
     assert station.hear(greeting(first=2)) == [welcome(1)]
@@ -623,6 +631,110 @@ def test_a_disk_that_fails_ends_the_intake_without_an_acknowledgement(
     answers = station.hear(batch(1))
     assert not any(isinstance(answer, Ack) for answer in answers)
     assert isinstance(station.intake.failed, JournalError)
+
+
+# -- limits -----------------------------------------------------------------------------
+
+
+def limit(station: Station, **changed: Any) -> None:
+    for name, value in changed.items():
+        setattr(station.config, name, value)
+    station.intake.configure(station.config)
+
+
+def test_more_sessions_than_are_kept_are_told_to_come_again(station: Station) -> None:
+    limit(station, max_sessions=1)
+    station.hear(greeting())
+    (busy,) = station.hear(greeting(OTHER, rank=1), peer=OTHER_PEER)
+    assert busy == Error(Code.BUSY, "this ranktapd keeps 1 sessions (max_sessions)")
+    assert station.count("limited", limit="max_sessions") == 1
+    # One that is there already may reconnect, and the place of one that left is free.
+    assert station.hear(greeting(), peer=b"again") == [welcome(0)]
+    station.hear(bye(), peer=b"again")
+    assert station.hear(greeting(OTHER, rank=1), peer=OTHER_PEER) == [welcome(0)]
+
+
+def test_a_batch_that_is_too_large_is_refused_and_the_session_goes_on(station: Station) -> None:
+    station.hear(greeting())
+    large = sum(map(len, as_bytes(batch(1))))
+    limit(station, max_message_bytes=large - 1)
+    (refusal, ack) = station.hear(batch(1))
+    text = f"a batch of {large} bytes, at most {large - 1} allowed (max_message_bytes)"
+    assert refusal == Error(Code.REFUSED, text, 1)
+    assert ack == Ack(1)
+    assert station.count("limited", limit="max_message_bytes") == 1
+    limit(station, max_message_bytes=large)
+    assert station.hear(batch(2)) == [Ack(2)]
+    assert station.numbers() == [(SESSION, 2)]
+
+
+def test_a_run_whose_journal_is_too_long_is_held_up_and_others_are_not(station: Station) -> None:
+    station.hear(greeting(), greeting(OTHER, run="another"))
+    station.intake.full_runs = {"run": "too long"}
+    answers = station.hear(batch(1), batch(1, OTHER))
+    assert answers == [Error(Code.BUSY, "too long"), Ack(1)]
+    assert station.hear(beat()) == [Ack(0, 1.5, NOW)]
+    station.intake.full_runs = {}
+    assert station.hear(beat()) == [Error(Code.GAP, "batch 1 is missing", 0)]
+    assert station.hear(batch(1)) == [Ack(1)]
+    assert station.numbers() == [(SESSION, 1)]
+
+
+@pytest.mark.parametrize("limited", ["max_session_batches_per_s", "max_session_bytes_per_s"])
+def test_who_sends_too_much_is_acknowledged_later_and_loses_nothing(
+    station: Station, monkeypatch: pytest.MonkeyPatch, limited: str
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    nbytes = sum(map(len, as_bytes(batch(1))))
+    a_second = 4
+    limit(station, **{limited: a_second * (nbytes if "bytes" in limited else 1)})
+    station.hear(greeting())
+    in_time = int(pace.BURST_S * a_second)
+    assert station.hear(*map(batch, range(1, in_time + 1))) == [Ack(in_time)]
+    told, *rest = station.hear(*map(batch, range(in_time + 1, in_time + 5)))
+    text = f"this rank sends more than it may ({limited}), and is slowed down"
+    assert (told, rest) == (Error(Code.BUSY, text), [])
+    assert station.count("limited", limit=limited) == 4
+    # They are in the journal, and the session is not silent meanwhile.
+    assert station.numbers()[-1] == (SESSION, in_time + 4)
+    assert station.hear(beat()) == [Ack(in_time, 1.5, NOW)]
+    now += 0.9
+    assert station.turn() == []
+    now += 0.2
+    assert station.turn() == [Ack(in_time + 4)]
+    assert station.turn() == []
+    assert station.hear(batch(in_time + 5)) == []  # still at its limit, and not told again
+
+
+def test_who_goes_on_without_acknowledgements_is_not_listened_to(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    limit(station, max_session_batches_per_s=8)
+    station.hear(greeting())
+    # What a tap may have in flight besides, and no more.
+    most = int(pace.BURST_S * 8) + limits.IN_FLIGHT_MESSAGES
+    station.hear(*map(batch, range(1, 2 * most)))
+    kept = len(station.numbers())
+    assert most <= kept <= most + 1
+    now += 1e6
+    assert station.turn() == [Ack(kept)]
+    assert station.hear(beat()) == [Error(Code.GAP, f"batch {kept + 1} is missing", kept)]
+    assert station.hear(batch(kept + 1)) == [Ack(kept + 1)]
+
+
+def test_a_session_that_is_slowed_down_may_reconnect_and_say_goodbye(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 1_000.0)
+    limit(station, max_session_batches_per_s=1)
+    station.hear(greeting())
+    station.hear(*map(batch, range(1, 6)))
+    assert station.hear(greeting(first=1), peer=b"again") == [welcome(5)]
+    assert station.hear(bye(), peer=b"again") == [ByeAnswer()]
+    assert station.intake._early == {}
 
 
 # -- what is known after a restart ------------------------------------------------------
@@ -728,13 +840,13 @@ def test_a_journal_of_a_later_release_is_refused_not_misread(station: Station) -
 ENTRIES: list[Words] = [
     RunBegins(1.5, "host", 7, ".x"),
     SessionOpened(SESSION, 1, 4, "host", 7, 1.5, None, 0),
-    SessionOpened(SESSION, 1, 4, "host", 7, 1.5, -3, 1 << 62),
+    SessionOpened(SESSION, 1, 4, "host", 7, 1.5, -3, 1 << 62, {"job": "a", "git": "b+"}),
     BatchAccepted(SESSION, 1),
     BatchRefused(SESSION, 1 << 62),
     SessionGone(SESSION, final=True),
     SessionGone(SESSION, final=True, replaced=True),
     WindowsExpired(9),
-    SessionsSoFar([[SESSION, 1, 4, "host", 7, 1.5, 3, True]], [[OTHER, 7, False]]),
+    SessionsSoFar([[SESSION, 1, 4, "host", 7, 1.5, 3, True, "job"]], [[OTHER, 7, False]]),
 ]
 
 
@@ -774,7 +886,7 @@ def test_what_a_segment_begins_with_is_all_that_is_known() -> None:
     gone = b"x" * 16
     for words in (
         SessionOpened(SESSION, 1, 4, "host", 7, 1.5, None, 0),
-        SessionOpened(OTHER, 2, 4, "h", 1, 2.5, 5, 9),
+        SessionOpened(OTHER, 2, 4, "h", 1, 2.5, 5, 9, {"job": "a job", "git": "abc"}),
         BatchAccepted(OTHER, 10),
         SessionGone(OTHER, final=False),
         SessionOpened(gone, 3, 4, "h", 1, 2.5, 5, 1),
@@ -785,6 +897,7 @@ def test_what_a_segment_begins_with_is_all_that_is_known() -> None:
     again.fold(known.so_far())
     assert again.so_far() == known.so_far()
     assert [each.window.last for each in again.sessions.values()] == [0, 10]
+    assert [each.job for each in again.sessions.values()] == ["", "a job"]
     assert again.sessions[OTHER].away
     assert again.ended == {gone: sessions.Ended(1, True)}
     assert [each.opened.session for each in again.live()] == [SESSION]

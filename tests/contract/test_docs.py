@@ -1,0 +1,126 @@
+"""What docs/operations.md names exists, and what exists it names."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ranktapd import cli
+from ranktapd.config import RULES, Config
+from ranktapd.status import Metrics
+from tests.support.scripts import run_python
+
+ROOT = Path(__file__).parents[2]
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+SOURCES = {
+    path: path.read_text()
+    for package in ("client", "daemon")
+    for path in (ROOT / package).rglob("*.py")
+}
+
+
+def section(title: str) -> str:
+    """The text under a heading."""
+    _, _, rest = OPERATIONS.partition(f"\n## {title}\n")
+    assert rest, f"docs/operations.md has no section {title!r}"
+    return rest.partition("\n## ")[0]
+
+
+def first_cells(title: str) -> list[str]:
+    """What stands in backquotes in the first column of a section's table."""
+    rows = [line for line in section(title).splitlines() if line.startswith("| ")][2:]
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+
+
+def test_every_setting_is_in_the_docs_and_the_other_way_round() -> None:
+    assert first_cells("Settings") == list(RULES)
+
+
+def test_the_docs_say_which_settings_a_running_daemon_takes_over() -> None:
+    rows = [line.split(" | ") for line in section("Settings").splitlines() if line[:3] == "| `"]
+    said = {row[0].strip("| `"): "yes" in row[2] for row in rows}
+    assert said == {name: rule.reloads for name, rule in RULES.items()}
+
+
+def test_every_limit_says_what_its_client_is_told() -> None:
+    limits = [name for name in RULES if name.startswith(("max_", "min_"))]
+    assert set(first_cells("Limits, and who meets them")) == set(limits)
+
+
+def test_every_metric_is_in_the_docs_and_the_other_way_round() -> None:
+    families = list(Metrics().registry.collect())
+    names = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    assert len(names) == len(families) > 10
+    assert set(first_cells("Metrics")) == names
+
+
+def test_every_command_of_ranktapd_is_in_the_docs_and_the_other_way_round() -> None:
+    said = {name.split()[1] for name in first_cells("Commands") if name.startswith("ranktapd ")}
+    assert said == set(cli.COMMANDS)
+    for command in cli.COMMANDS:
+        program = f"import sys; from ranktapd import cli; sys.exit(cli.main(['{command}', '-h']))"
+        assert f"usage: ranktapd {command}" in run_python(program).stdout
+        assert f"ranktapd {command}" in cli._DESCRIPTION
+
+
+def test_every_variable_of_the_environment_is_in_the_docs_and_the_other_way_round() -> None:
+    read = {
+        name
+        for text in SOURCES.values()
+        for name in re.findall(r"environ(?:\.get)?[\[(]\"(RANKTAP_[A-Z_]+)\"", text)
+    }
+    assert {"RANKTAP_KEY", "RANKTAP_ENDPOINT"} <= read
+    assert set(first_cells("The client's environment")) == read
+
+
+@pytest.mark.parametrize("message", first_cells("Messages"))
+def test_every_message_is_one_that_the_daemon_says(message: str) -> None:
+    # As it stands in the source, which may be split over lines.
+    daemon = "".join(text for path, text in SOURCES.items() if "ranktapd" in path.parts)
+    spoken = re.sub(r'"\s*\n\s*f?"', "", daemon)
+    pattern = ".*".join(re.escape(part) for part in message.split("..."))
+    assert re.search(pattern, spoken + JOURNAL), message
+
+
+JOURNAL = "".join(text for path, text in SOURCES.items() if path.name == "journal.py")
+
+
+# -- systemd/ranktapd.toml --------------------------------------------------------------
+
+
+def settings_of_the_example(*, with_defaults: bool) -> dict[str, Any]:
+    text = (ROOT / "systemd" / "ranktapd.toml").read_text()
+    if with_defaults:
+        text = re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE)
+    return tomllib.loads(text)
+
+
+def test_the_example_has_every_setting_with_its_default() -> None:
+    example = settings_of_the_example(with_defaults=True)
+    assert list(example) == list(RULES)
+    # These have no default, or one that depends on the machine.
+    apart = {
+        "logdir",
+        "state_dir",
+        "listen",
+        "socket_group",
+        "server_key",
+        "client_keys",
+        "metrics",
+    }
+    default = Config()
+    for name in set(RULES) - apart:
+        assert example[name] == getattr(default, name), name
+
+
+def test_the_example_says_which_settings_a_running_daemon_takes_over() -> None:
+    text = (ROOT / "systemd" / "ranktapd.toml").read_text()
+    before, after = text.split("# -- limits ---")
+    assert "# All reload." in after
+    limits = {name for name in RULES if f"# {name} = " in after}
+    single = set(re.findall(r"reloads, for[^\n]*\n(?:# [^\n]*\n)*?# (\w+) = ", before))
+    assert limits | single == {name for name, rule in RULES.items() if rule.reloads}
