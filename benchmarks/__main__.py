@@ -11,37 +11,39 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import machine, report
-from benchmarks.registry import CASES
+from benchmarks.registry import CASES, PACKAGES, can_run, left_out
 from benchmarks.report import Runs
 
 TIMEOUT_S = 600
-NOTES = "<!-- notes: kept when the table is made again -->"
 
 
 def main() -> int:
     options = _options()
     results: dict[str, Runs] = {case.name: {} for case in CASES if case.name in options.cases}
-    total = options.rounds * sum(len(case.sides) for case in CASES if case.name in results)
+    chosen = [case for case in CASES if case.name in results]
+    for case in chosen:
+        for side in left_out(case):
+            print(
+                f"{case.name}: {side} is left out, as {PACKAGES[side]} is not installed",
+                file=sys.stderr,
+            )
+    total = options.rounds * sum(len(case.sides) - len(left_out(case)) for case in chosen)
     done = 0
     for round_number in range(options.rounds):
-        for case in CASES:
-            if case.name not in results:
-                continue
+        for case in chosen:
             # A B, then B A: what one leaves behind is not always the same side's burden.
-            sides = list(case.sides)
+            sides = [side for side in case.sides if can_run(side)]
             for side in sides if round_number % 2 == 0 else reversed(sides):
                 done += 1
                 print(f"[{done}/{total}] {case.name}: {side}", file=sys.stderr, flush=True)
                 for figure, value in _measure(case.name, side, options.directory).items():
                     results[case.name].setdefault(side, {}).setdefault(figure, []).append(value)
-    print(report.table(results))
+    print(report.table(results), report.hooks_table(results), sep="\n")
     if options.json:
         options.json.write_text(json.dumps(report.as_json(machine.describe(), results), indent=1))
     if options.page:
-        notes = ""
-        if options.page.exists() and NOTES in options.page.read_text():
-            notes = NOTES + options.page.read_text().partition(NOTES)[2]
-        options.page.write_text(report.page(machine.describe(), options.rounds, results, notes))
+        old = options.page.read_text() if options.page.exists() else ""
+        options.page.write_text(report.page(machine.describe(), options.rounds, results, old))
     return 0
 
 
@@ -68,7 +70,7 @@ def _options() -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="times that each side runs (5)")
     add("--directory", type=Path, help="where to write while measuring (the system's own)")
     add("--json", type=Path, metavar="FILE", help="all values")
-    add("--page", type=Path, metavar="FILE", help="the page docs/benchmarks.md")
+    add("--page", type=Path, metavar="FILE", help="docs/benchmarks.md: the tables of these cases")
     options = parser.parse_args()
     for name in options.cases:
         if name not in names:

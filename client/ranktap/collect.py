@@ -28,6 +28,10 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
 }
 """The scalars of each section, `<section>/<name>/<field>`. docs/hooks.md explains them."""
 
+PARAMETER_SECTIONS: Final = ("gradients", "parameters", "updates")
+FORWARD_SECTIONS: Final = ("inputs", "activations")
+MODULE_SECTIONS: Final = (*FORWARD_SECTIONS, "grad_inputs", "grad_outputs")
+
 ALONE: Final = ("mean", "std", "rms", "norm", "min", "max", "zeros", "non_finite")
 """The scalars of one tensor that was asked for by `tap.gradient` or `tap.activation`."""
 
@@ -112,7 +116,7 @@ class Collection:
                     blob.tag += f"/{part}.{place}.{start}" + (".h" if has_counts else "")
                     first += len(chosen)
                     if has_counts and counts is not None:
-                        blob.counts = counts[first_count : first_count + len(chosen)]
+                        blob.parts["counts"] = counts[first_count : first_count + len(chosen)]
                         first_count += len(chosen)
                     blobs.append(blob)
             yield blobs, _both(rows_arrived, counts_arrived)
@@ -131,7 +135,7 @@ def _blob(
         (len(tags), len(MOMENTS)),
         {"fields": group.fields, "replicated": group.replicated},
         rows,
-        tags="\n".join(tags).encode(),
+        {"tags": "\n".join(tags).encode()},
     )
 
 
@@ -150,7 +154,7 @@ def _stack_counts(counts: Sequence[Any]) -> Any:
     import torch
 
     stacked = torch.stack(list(counts)).to(torch.int32)
-    return stacked.numpy().view(np.uint32) if stacked.device.type == "cpu" else stacked
+    return stacked.numpy().view(np.uint32) if reduce.on_host(stacked) else stacked
 
 
 def _both(

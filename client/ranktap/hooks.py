@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from ranktap import pictures, reduce
+from ranktap.closing import Closing
 from ranktap.collect import ALONE, Collection, Group
 from ranktap.probes import Accumulated, After, Gate, Site, is_recomputing
-from ranktap.recorder import logger
-from ranktap_wire import limits, records
+from ranktap_wire import limits, records, rules
 from ranktap_wire.records import Across
 
 if TYPE_CHECKING:
     from ranktap.tap import Tap
+
+logger = logging.getLogger("ranktap")
 
 GRADIENT_KINDS: Final = ("moments", "histogram", "tensor")
 ACTIVATION_KINDS: Final = (*GRADIENT_KINDS, "feature_maps")
@@ -25,7 +27,7 @@ ACTIVATION_KINDS: Final = (*GRADIENT_KINDS, "feature_maps")
 _GROUP: Final = "ranktap/hook/"
 
 
-class Handle:
+class Handle(Closing):
     """Something hooked, until `remove()`; also a context manager."""
 
     def __init__(self, gate: Gate, hook: Any = None) -> None:
@@ -39,15 +41,7 @@ class Handle:
         if hook is not None:
             hook.remove()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _end(self) -> None:
         self.remove()
 
 
@@ -92,7 +86,7 @@ def activation(tap: Tap, module: Any, tag: str | None, kind: str) -> Handle:
 
 def _logs(tap: Tap, tag: str, kind: str, kinds: tuple[str, ...]) -> Callable[[str, Any], None]:
     """What logs a tensor under `tag` and its place in the output; it never raises."""
-    records.check_tag(tag)
+    rules.check_tag(tag)
     longest = limits.TAG_BYTES - records.FIELD_BYTES - len(_GROUP) - 8
     if len(tag.encode()) > longest:
         raise ValueError(f"tag: expected at most {longest} bytes of UTF-8, got {tag[:40]!r}...")
@@ -129,7 +123,7 @@ def _log(tap: Tap, tag: str, kind: str, tensor: Any) -> str | None:
             pixels = pictures.feature_maps(tensor, 1, 64, 128)
             tap.image_grid(tag, pixels, step, nrow=pictures.per_row(len(pixels)))
     else:
-        records.check_tag(tag)
+        rules.check_tag(tag)
         counts = reduce.bit_counts(tensor) if kind == "histogram" else None
         fields = ALONE if kind == "moments" else ()
         collection = Collection()

@@ -7,7 +7,9 @@ of our own, opaque to the compiler: its body runs when the graph runs, so there 
 graph break, and `fullgraph=True` compiles. The gate is a guard: one graph with the
 operators for steps that are looked at, one without anything for the others, and no
 recompilation between them. A function excluded from tracing (`torch.compiler.disable`)
-would break the graph at every module; a counter in Python would recompile.
+would break the graph at every module; a counter in Python would recompile. Of a model
+that is not compiled the hooks are taken off between the steps that are looked at
+(attached.py).
 
 Gradients are seen by `Tensor.register_hook`, set in the forward hook. A module's full
 backward hook would wrap the module's output in a view that no operation may change in
@@ -31,7 +33,7 @@ import torch
 
 
 class Gate:
-    """Whether this step is looked at. The one thing that is read on steps that are not."""
+    """Whether this step is looked at. The one thing that hooks read on steps that are not."""
 
     def __init__(self) -> None:
         self.on = False
@@ -87,6 +89,22 @@ def show(key: int, path: str, tensor: Any) -> None:
         _observe(tensor, None, key, path)
 
 
+def before_compiling(call: Callable[..., None]) -> bool:
+    """Have torch call this whenever it is about to compile something; whether it will.
+
+    By a module of torch's that is not public: where it is gone, it will not.
+    """
+    try:
+        from torch._dynamo.callback import callback_handler
+
+        # Asked each time: `torch._dynamo.reset()` forgets it.
+        if call not in callback_handler.start_callbacks:
+            callback_handler.register_start_callback(call)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
 def tensors_in(value: Any, path: str = "") -> list[tuple[str, Any]]:
     """The tensors in tuples, lists, mappings and dataclasses, each with where it is: "", "/0",
     "/1/hidden" ... A single one in a tuple or list is "" too."""
@@ -118,7 +136,7 @@ def show_gradient(key: int, path: str, tensor: Any) -> None:
     tensor.register_hook(see)
 
 
-class _Inert:
+class Inert:
     """Pickles and copies as a callable that takes anything and does nothing, out of the standard
     library alone."""
 
@@ -126,7 +144,7 @@ class _Inert:
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
-class Before(_Inert):
+class Before(Inert):
     """A forward pre-hook: what goes into a module, and the gradient that comes out of it there."""
 
     def __init__(self, gate: Gate, inputs: Site | None, grad_inputs: Site | None) -> None:
@@ -154,7 +172,7 @@ class Before(_Inert):
         return tuple(seen)
 
 
-class After(_Inert):
+class After(Inert):
     """A forward hook: what comes out of a module, and the gradient that goes into it there."""
 
     def __init__(self, gate: Gate, outputs: tuple[Site, ...], grad_outputs: Site | None) -> None:
@@ -170,7 +188,7 @@ class After(_Inert):
                 show_gradient(self.grad_outputs.key, path, tensor)
 
 
-class Accumulated(_Inert):
+class Accumulated(Inert):
     """A post-accumulate-grad hook: a parameter's own gradient on this rank."""
 
     def __init__(self, gate: Gate, site: Site) -> None:
@@ -181,10 +199,12 @@ class Accumulated(_Inert):
             show(self.site.key, "", parameter.grad)
 
 
+_graph_task = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+
+
 def is_recomputing() -> bool:
     """Whether this runs within backward: a forward there is activation checkpointing's second one.
 
     By a private function of torch's; where it is gone, recomputed forwards count twice.
     """
-    ask = getattr(torch._C, "_current_graph_task_id", None)
-    return ask is not None and ask() != -1
+    return bool(_graph_task() != -1)

@@ -1,16 +1,16 @@
-"""`tap.watch`: what is asked for, checked; what that means of this model; hooks on it.
+"""`tap.watch`: what is asked for means something of this model; hooks on it.
 
-Everything is resolved before anything is attached. The hooks hold the recorder, and the
-recorder does not hold the model: where a model goes, its watch goes with it.
+Everything is resolved before anything is attached. A recorder is held for as long as its
+model lives, and holds the hooks; none of them holds the model: where a model goes, its watch
+goes with it.
 """
 
 from __future__ import annotations
 
-import functools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.optim.optimizer import (
@@ -18,33 +18,27 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from ranktap import names
-from ranktap.collect import FIELDS
+from ranktap import asked, names, phases
+from ranktap.asked import Asked
+from ranktap.closing import Closing
+from ranktap.collect import MODULE_SECTIONS
 from ranktap.probes import Accumulated, After, Before, Site
-from ranktap.recorder import Recorder, Settings
+from ranktap.recorder import Recorder, Watched
 from ranktap.shards import Held, Parameters
-from ranktap_wire import records
 
 if TYPE_CHECKING:
     from ranktap.tap import Tap
 
-KINDS: Final = ("moments", "histogram", "tensor")
-PARAMETER_SECTIONS: Final = ("gradients", "parameters", "updates")
-MODULE_SECTIONS: Final = tuple(section for section in FIELDS if section not in PARAMETER_SECTIONS)
-
-_recorders: weakref.WeakKeyDictionary[Any, list[Recorder]] = weakref.WeakKeyDictionary()
-"""What keeps a recorder whose model has no hook that would."""
+_recorders: weakref.WeakKeyDictionary[Any, set[Recorder]] = weakref.WeakKeyDictionary()
+"""Those of each model that lives."""
 
 
-class Watch:
+class Watch(Closing):
     """A watched model, until `remove()`. Made by `tap.watch`."""
 
-    def __init__(
-        self, recorder: Recorder | None, handles: Sequence[Any], detach: Callable[[], None]
-    ) -> None:
+    def __init__(self, tap: Tap, recorder: Recorder | None) -> None:
+        self._tap = tap
         self._recorder = recorder
-        self._handles = list(handles)
-        self._detach = detach
 
     def capture(self) -> None:
         """Log everything at the next step that is seen from its forward on, whatever its number."""
@@ -57,21 +51,13 @@ class Watch:
         if recorder is None:
             return
         recorder.end()
-        recorder.gate.on = False
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._detach()
+        recorder.hooks.remove()
+        _leave_all_optimizers(recorder)
+        self._tap._recorders.discard(recorder)
+        for of_model in _recorders.values():
+            of_model.discard(recorder)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _end(self) -> None:
         self.remove()
 
 
@@ -83,103 +69,113 @@ def watch(tap: Tap, model: Any, given: Mapping[str, Any]) -> Watch:
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    kinds = {section: _kinds(section, given[section]) for section in FIELDS}
-    include = names.patterns(given["include"], "include")
-    exclude = names.patterns(given["exclude"], "exclude")
-    ranks = _ranks(given["ranks"], tap.world_size)
-    optimizers = _optimizers(given["optimizer"])
-    settings = Settings(
-        every=_whole("every", given["every"]),
-        kinds=kinds,
-        samples=_whole("samples", given["samples"]),
-        max_maps=_whole("max_maps", given["max_maps"]),
-        max_edge=_whole("max_edge", given["max_edge"]),
-        prefix=_prefix(given["name"]),
-        has_optimizer=optimizers is not None,
-        first_rank=min(ranks),
-    )
-
-    modules, owners, held = _named(model, tap.world_size)
-    known = [*modules, *owners]
-    names.check_used(include, known, "include")
-    names.check_used(exclude, known, "exclude")
-    chosen = names.choose_modules(modules, include, exclude)
-    all_owners = owners
-    owners = {
-        name: owner
-        for name, owner in owners.items()
-        if names.is_chosen_parameter(name, include, exclude)
-    }
+    wanted = asked.check(given, tap.world_size)
+    found = _named(model, tap.world_size)
     # A picture is of the lowest rank that takes part: the others' would be as many again.
-    draws = tap.rank == settings.first_rank
-    drawn = _drawn("feature_maps", given["feature_maps"], modules, chosen) if draws else {}
-    weights = _weights(given["kernels"], modules, chosen) if draws else {}
-    _check_free(tap, settings.prefix, chosen, owners)
-
-    if tap.rank not in ranks:
-        return Watch(None, (), lambda: None)
-    wanted = [section for section in MODULE_SECTIONS if kinds[section]]
+    chosen = _choose(found, wanted, draws=tap.rank == wanted.settings.first_rank)
+    claimed = _claim(tap, wanted.settings.prefix, chosen)
+    if tap.rank not in wanted.ranks:
+        return Watch(tap, None)
     recorder = Recorder(
         tap,
         model,
-        settings,
-        Parameters(all_owners, held),
-        Parameters(owners, held),
-        Parameters(weights, held),
-        has_forward=bool(drawn or (wanted and chosen)),
+        wanted.settings,
+        Watched(
+            Parameters(found.owners, found.held),
+            Parameters(chosen.owners, found.held),
+            Parameters(chosen.kernels, found.held),
+        ),
+        has_forward=bool(chosen.drawn or (chosen.sections and chosen.modules)),
     )
-    recorder.claimed = _claim(settings.prefix, chosen, owners)
-    handles: list[Any] = []
+    recorder.claimed = claimed
     try:
-        _attach_modules(recorder, kinds, chosen if wanted else {}, drawn, handles)
-        if optimizers is None:
-            _attach_parameters(recorder, kinds, owners, handles)
-        else:
-            _attach_optimizers(recorder, optimizers, handles)
+        _attach_modules(recorder, chosen)
+        if wanted.optimizers is not None:
+            _attach_optimizers(recorder, wanted.optimizers)
+            phases.attach(recorder, tap, model)
+        elif wanted.settings.kinds["gradients"]:
+            _attach_parameters(recorder, chosen.owners)
     except BaseException:
-        for handle in handles:
-            handle.remove()
+        recorder.hooks.remove()
+        _leave_all_optimizers(recorder)
         raise
-    _recorders.setdefault(model, []).append(recorder)
+    _recorders.setdefault(model, set()).add(recorder)
     tap._recorders.add(recorder)
-
-    model_of = weakref.ref(model)
-
-    def detach() -> None:
-        tap._recorders.discard(recorder)
-        found = model_of()
-        if found is not None and recorder in _recorders.get(found, ()):
-            _recorders[found].remove(recorder)
-
-    return Watch(recorder, handles, detach)
+    recorder.begin()
+    return Watch(tap, recorder)
 
 
 # -- what it means of this model --------------------------------------------------------
 
+Owners = dict[str, tuple[Any, str]]
+"""Parameters by name, as (module, attribute)."""
 
-def _named(
-    model: Any, world_size: int
-) -> tuple[dict[str, Any], dict[str, tuple[Any, str]], dict[str, Held]]:
-    """Modules by name; parameters by name, as (module, attribute), and which ranks have which."""
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What a model has, by name."""
+
+    modules: dict[str, Any]
+    owners: Owners
+    held: dict[str, Held]
+    """Which ranks have which of the parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What of a model is looked at."""
+
+    sections: tuple[str, ...]
+    """Of modules, in which something is wanted."""
+    modules: dict[str, Any]
+    owners: Owners
+    drawn: dict[str, Any]
+    """Modules whose outputs are drawn."""
+    kernels: Owners
+
+
+def _named(model: Any, world_size: int) -> _Named:
     parallel = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
     raw = dict(model.named_modules())
     wrappers = [name for name, module in raw.items() if isinstance(module, parallel)]
-    modules: dict[str, Any] = {}
-    owners: dict[str, tuple[Any, str]] = {}
-    held: dict[str, Held] = {}
+    found = _Named({}, {}, {})
     seen: set[int] = set()
     for raw_name, module in raw.items():
         name = names.clean(raw_name, wrappers)
         # A wrapper and what it wraps have one name: the inner one is the model.
-        modules[name] = module
+        found.modules[name] = module
         for attribute, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen:
                 continue  # shared weights have the name of their first place
             seen.add(id(parameter))
             full = attribute if name == names.ROOT else f"{name}.{attribute}"
-            owners[full] = (module, attribute)
-            held[full] = _held_by(raw, raw_name, world_size)
-    return modules, owners, held
+            found.owners[full] = (module, attribute)
+            found.held[full] = _held_by(raw, raw_name, world_size)
+    return found
+
+
+def _choose(found: _Named, wanted: Asked, *, draws: bool) -> _Chosen:
+    """Raises ValueError for a pattern that is the pattern of nothing."""
+    include, exclude = wanted.include, wanted.exclude
+    known = [*found.modules, *found.owners]
+    names.check_used(include, known, "include")
+    names.check_used(exclude, known, "exclude")
+    modules = names.choose_modules(found.modules, include, exclude)
+    owners = {
+        name: owner
+        for name, owner in found.owners.items()
+        if names.is_chosen_parameter(name, include, exclude)
+    }
+    drawn = _drawn("feature_maps", wanted.feature_maps, found.modules, modules)
+    kernels = _kernels(wanted.kernels, found.modules, modules)
+    kinds = wanted.settings.kinds
+    return _Chosen(
+        tuple(section for section in MODULE_SECTIONS if kinds[section]),
+        modules,
+        owners,
+        drawn if draws else {},
+        kernels if draws else {},
+    )
 
 
 def _held_by(raw: Mapping[str, Any], name: str, world_size: int) -> Held:
@@ -214,9 +210,7 @@ def _drawn(
     return {name: each for name, each in modules.items() if names.matches(name, wanted or ())}
 
 
-def _weights(
-    given: object, modules: Mapping[str, Any], chosen: Mapping[str, Any]
-) -> dict[str, tuple[Any, str]]:
+def _kernels(given: object, modules: Mapping[str, Any], chosen: Mapping[str, Any]) -> Owners:
     """The weights that are to be drawn, by the parameter's name."""
     if isinstance(given, bool) or given is None:
         drawn = _drawn("kernels", given, modules, chosen)
@@ -235,15 +229,9 @@ def _weights(
     }
 
 
-def _claim(prefix: str, chosen: Mapping[str, Any], owners: Mapping[str, Any]) -> set[str]:
-    return {prefix + name for name in (*chosen, *owners)}
-
-
-def _check_free(
-    tap: Tap, prefix: str, chosen: Mapping[str, Any], owners: Mapping[str, Any]
-) -> None:
-    """Raise ValueError where another watch of this tap writes the same tags."""
-    mine = _claim(prefix, chosen, owners)
+def _claim(tap: Tap, prefix: str, chosen: _Chosen) -> set[str]:
+    """The names in tags. Raises ValueError where another watch of this tap has one of them."""
+    mine = {prefix + name for name in (*chosen.modules, *chosen.owners)}
     for other in tap._recorders:
         both = sorted(mine & other.claimed)
         if both:
@@ -251,62 +239,64 @@ def _check_free(
                 f"name: another watch of this tap logs {both[0]!r} already; give this one a "
                 "name=, or remove() the other"
             )
+    return mine
 
 
 # -- attaching ----------------------------------------------------------------------------
 
 
-def _attach_modules(
-    recorder: Recorder,
-    kinds: Mapping[str, frozenset[str]],
-    chosen: Mapping[str, Any],
-    drawn: Mapping[str, Any],
-    handles: list[Any],
-) -> None:
-    for name, module in {**chosen, **drawn}.items():
+def _site(see: Callable[..., None], *names: str) -> Site:
+    """What comes from there goes to this method of a recorder, which it does not hold."""
+    method = weakref.WeakMethod(see)
+
+    def show(path: str, tensor: Any) -> None:
+        found = method()
+        if found is not None:
+            found(*names, path, tensor)
+
+    return Site(show)
+
+
+def _attach_modules(recorder: Recorder, chosen: _Chosen) -> None:
+    gate = recorder.hooks.gate
+    modules = chosen.modules if chosen.sections else {}
+    for name, module in {**modules, **chosen.drawn}.items():
         sites = {
-            section: Site(functools.partial(recorder.see, section, name))
-            for section in MODULE_SECTIONS
-            if kinds[section] and name in chosen
+            section: _site(recorder.see, section, name)
+            for section in chosen.sections
+            if name in modules
         }
         inputs, grad_inputs = sites.get("inputs"), sites.get("grad_inputs")
         if inputs is not None or grad_inputs is not None:
-            before = Before(recorder.gate, inputs, grad_inputs)
-            handles.append(module.register_forward_pre_hook(before))
+            before = Before(gate, inputs, grad_inputs)
+            recorder.hooks.on_module(module, "register_forward_pre_hook", before)
         outputs = [sites["activations"]] if "activations" in sites else []
-        if name in drawn:
-            outputs.append(Site(functools.partial(recorder.see_feature_maps, name)))
+        if name in chosen.drawn:
+            outputs.append(_site(recorder.see_feature_maps, name))
         if outputs or "grad_outputs" in sites:
-            after = After(recorder.gate, tuple(outputs), sites.get("grad_outputs"))
-            handles.append(module.register_forward_hook(after))
+            after = After(gate, tuple(outputs), sites.get("grad_outputs"))
+            recorder.hooks.on_module(module, "register_forward_hook", after)
 
 
-def _attach_parameters(
-    recorder: Recorder,
-    kinds: Mapping[str, frozenset[str]],
-    owners: Mapping[str, tuple[Any, str]],
-    handles: list[Any],
-) -> None:
+def _attach_parameters(recorder: Recorder, owners: Owners) -> None:
     """Without an optimizer: each parameter's own gradient, as backward leaves it on this rank."""
-    if not kinds["gradients"]:
-        return
     for name, (module, attribute) in owners.items():
-        parameter = getattr(module, attribute)
-        if parameter.requires_grad:
-            site = Site(functools.partial(recorder.see_accumulated, name))
-            hook = Accumulated(recorder.gate, site)
-            handles.append(parameter.register_post_accumulate_grad_hook(hook))
+        site = _site(recorder.see_accumulated, name)
+        recorder.hooks.on_parameter(module, attribute, Accumulated(recorder.hooks.gate, site))
 
 
-def _attach_optimizers(recorder: Recorder, optimizers: tuple[Any, ...], handles: list[Any]) -> None:
-    # torch holds the hooks for as long as the process or the optimizer lives.
+def _attach_optimizers(recorder: Recorder, optimizers: tuple[Any, ...]) -> None:
+    if not optimizers:
+        _join_all_optimizers(recorder)
+        return
+    # An optimizer may outlive its model.
     reference = weakref.ref(recorder)
 
     # Where a user compiles the optimizer's step, its hooks are not for the compiler.
     @torch.compiler.disable
     def before(optimizer: Any, args: Any, kwargs: Any) -> None:
         found = reference()
-        if found is not None and found.gate.on:
+        if found is not None:
             found.before_step(optimizer)
 
     @torch.compiler.disable
@@ -315,76 +305,40 @@ def _attach_optimizers(recorder: Recorder, optimizers: tuple[Any, ...], handles:
         if found is not None:
             found.after_step(optimizer)
 
-    attached = []
-    if optimizers:
-        for optimizer in optimizers:
-            attached.append(optimizer.register_step_pre_hook(before))
-            attached.append(optimizer.register_step_post_hook(after))
-    else:
-        attached.append(register_optimizer_step_pre_hook(before))
-        attached.append(register_optimizer_step_post_hook(after))
-    handles += attached
-    weakref.finalize(recorder, _remove_all, attached)
+    for optimizer in optimizers:
+        recorder.hooks.keep(optimizer.register_step_pre_hook(before))
+        recorder.hooks.keep(optimizer.register_step_post_hook(after))
 
 
-def _remove_all(handles: Sequence[Any]) -> None:
-    for handle in handles:
-        handle.remove()
+_of_all_optimizers: weakref.WeakSet[Recorder] = weakref.WeakSet()
+"""The recorders that see every optimizer of the process."""
+_global_handles: list[Any] = []
+"""Of two hooks that serve all of them. A recorder that is let go of leaves them where they are:
+torch goes through its hooks while the garbage collector may run, and must not lose one there."""
 
 
-# -- arguments ----------------------------------------------------------------------------
+def _join_all_optimizers(recorder: Recorder) -> None:
+    _of_all_optimizers.add(recorder)
+    if not _global_handles:
+        before = torch.compiler.disable(_before_any_step)
+        after = torch.compiler.disable(_after_any_step)
+        _global_handles.append(register_optimizer_step_pre_hook(before))
+        _global_handles.append(register_optimizer_step_post_hook(after))
 
 
-def _kinds(section: str, given: object) -> frozenset[str]:
-    kinds = (given,) if isinstance(given, str) else given
-    if kinds is None:
-        kinds = ()
-    if not isinstance(kinds, Sequence | set | frozenset) or not all(
-        isinstance(kind, str) for kind in kinds
-    ):
-        raise TypeError(f"{section}: expected some of {KINDS}, got {given!r}")
-    for kind in kinds:
-        if kind not in KINDS:
-            raise ValueError(f"{section}: expected some of {KINDS}, got {kind!r}")
-    return frozenset(kinds)
+def _leave_all_optimizers(recorder: Recorder) -> None:
+    _of_all_optimizers.discard(recorder)
+    if not _of_all_optimizers:
+        for handle in _global_handles:
+            handle.remove()
+        _global_handles.clear()
 
 
-def _whole(argument: str, given: object) -> int:
-    number = records.check_step(given, argument)
-    if number < 1:
-        raise ValueError(f"{argument}: expected a whole number from 1 on, got {number}")
-    return number
+def _before_any_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+    for recorder in list(_of_all_optimizers):
+        recorder.before_step(optimizer)
 
 
-def _prefix(given: object) -> str:
-    if not isinstance(given, str):
-        raise TypeError(f"name: expected a string, got {type(given).__name__}")
-    return records.check_tag(given) + "/" if given else ""
-
-
-def _ranks(given: object, world_size: int) -> set[int]:
-    if isinstance(given, str):
-        if given != "all":
-            raise ValueError(f"ranks: expected 'all', a rank or several, got {given!r}")
-        return set(range(world_size))
-    several = given if isinstance(given, Sequence | set | frozenset | range) else (given,)
-    ranks = {records.check_step(rank, "ranks") for rank in several}
-    if not ranks or not all(0 <= rank < world_size for rank in ranks):
-        raise ValueError(f"ranks: expected ranks from 0 to {world_size - 1}, got {sorted(ranks)}")
-    return ranks
-
-
-def _optimizers(given: Any) -> tuple[Any, ...] | None:
-    """The optimizers that are named; empty for all there are, None for none at all."""
-    if given is None:
-        return ()
-    if given is False:
-        return None
-    several = tuple(given) if isinstance(given, Sequence | set | frozenset) else (given,)
-    for optimizer in several:
-        if not hasattr(optimizer, "register_step_post_hook"):
-            raise TypeError(
-                "optimizer: expected a torch.optim.Optimizer, several, None or False, "
-                f"got {type(optimizer).__name__}"
-            )
-    return several or None
+def _after_any_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+    for recorder in list(_of_all_optimizers):
+        recorder.after_step(optimizer)

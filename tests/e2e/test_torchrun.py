@@ -22,7 +22,7 @@ import ranktap
 from tests.e2e.jobs.ddp import EVERY, GRID, TAGS
 from tests.support.boards import Board
 from tests.support.daemons import DaemonProcess
-from tests.support.event_files import accumulate, event_files, scalar_points
+from tests.support.event_files import OWN_TAGS, accumulate, event_files, scalar_points
 from tests.support.scripts import run_python
 from tests.support.waiting import wait_for
 
@@ -160,7 +160,8 @@ def test_every_rank_found_its_place_in_the_job_by_itself(job: Job) -> None:
 
 
 def test_each_tag_has_each_step_once_and_in_order(shown: EventAccumulator, job: Job) -> None:
-    assert set(shown.Tags()["scalars"]) == set(expected_series(job))
+    tags = {tag for tag in shown.Tags()["scalars"] if not tag.startswith(OWN_TAGS)}
+    assert tags == set(expected_series(job))
     for tag in expected_series(job):
         assert [point.step for point in shown.Scalars(tag)] == list(range(STEPS)), tag
 
@@ -172,6 +173,14 @@ def test_each_point_is_the_mean_over_the_ranks_between_their_extremes(
         values = np.array([point.value for point in shown.Scalars(tag)], np.float32)
         # One unit in the last place: the sum of four float64 may be rounded before the division.
         np.testing.assert_array_max_ulp(values, expected.astype(np.float32), maxulp=1)
+
+
+def test_how_long_each_step_took_is_known(shown: EventAccumulator) -> None:
+    points = shown.Scalars("step_time/total")
+    # Of the last one nobody has said that it is over.
+    assert [point.step for point in points] == list(range(STEPS - 1))
+    slowest = shown.Scalars("ranks/step_time/total/max")
+    assert all(0 < point.value <= most.value for point, most in zip(points, slowest, strict=True))
 
 
 def test_the_ranks_differ_so_that_a_mean_of_fewer_would_show(job: Job) -> None:
@@ -216,7 +225,7 @@ def test_histograms_are_torchs_of_all_ranks_values_together(
 def test_tensorboard_lists_the_run_and_all_its_tags(board: Board, job: Job) -> None:
     assert board.get("/data/runs") == [RUN]
     tags = board.get("/data/plugin/scalars/tags")[RUN]
-    assert set(tags) == set(expected_series(job))
+    assert {tag for tag in tags if not tag.startswith(OWN_TAGS)} == set(expected_series(job))
     assert set(board.get("/data/plugin/images/tags")[RUN]) == set(picture_tags())
     assert set(board.get("/data/plugin/histograms/tags")[RUN]) == {"gradients"}
 

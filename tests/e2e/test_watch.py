@@ -18,13 +18,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.e2e.jobs import watched
 from tests.support.daemons import DaemonProcess
-from tests.support.event_files import accumulate, event_files, events
+from tests.support.event_files import OWN_TAGS, accumulate, event_files, events
 from tests.support.scripts import run_python
 from tests.support.watching import Logged, logged, silent_taps
 
 JOB = Path(watched.__file__)
 RANKS = 2
 RUN = "watched-job"
+_NOT_WATCHED = (*OWN_TAGS, "custom_scalars__")
 
 
 @dataclass
@@ -81,7 +82,7 @@ def alone() -> Iterator[Logged]:
 
 
 def test_scalars_are_those_of_the_whole_model(job: Job, alone: Logged) -> None:
-    tags = {tag for tag in job.shown.Tags()["scalars"] if not tag.startswith("ranktap/")}
+    tags = {tag for tag in job.shown.Tags()["scalars"] if not tag.startswith(OWN_TAGS)}
     assert tags == set(alone.scalars)
     for tag, wanted in alone.scalars.items():
         # A rank's own loss is the mean over half of the batch: the gradients of its activations
@@ -112,6 +113,22 @@ def test_histograms_are_those_of_the_whole_model(job: Job, alone: Logged) -> Non
                 np.testing.assert_array_equal(found.bucket, counts)
 
 
+def test_the_parts_of_a_step_are_within_it(job: Job) -> None:
+    parts = {part: job.series(f"step_time/{part}") for part in ("data", "forward", "backward")}
+    waits = job.series("step_time/wait")
+    totals = job.series("step_time/total")
+    # A model that is let go of before the tap is closed takes its last step with it.
+    last = watched.STEPS - 1
+    assert set(parts["forward"]) | {last} == set(parts["backward"]) | {last} == set(range(last + 1))
+    assert set(parts["data"]) | {last} == set(waits) | {last} == set(range(1, last + 1))
+    assert set(totals) == set(range(last))
+    for part in (*parts.values(), waits):
+        assert all(seconds > 0 for seconds in part.values())
+    # `data` begins with the end of the optimizer, a little before the step does.
+    for step in range(1, last):
+        assert parts["forward"][step] + parts["backward"][step] + waits[step] < totals[step]
+
+
 def test_looking_takes_no_collective(job: Job) -> None:
     said = re.findall(r"rank \d collectives \[(\d+), (\d+), (\d+), (\d+)\]", job.said)
     assert len(said) == RANKS
@@ -126,7 +143,7 @@ def test_every_rank_handed_over_everything(job: Job) -> None:
 
 def test_stages_of_a_pipeline_show_all_their_layers(tmp_path: Path) -> None:
     job = run(tmp_path, "stages")
-    tags = set(job.shown.Tags()["scalars"])
+    tags = {tag for tag in job.shown.Tags()["scalars"] if not tag.startswith(OWN_TAGS)}
     for rank in range(RANKS):
         for tag in ("parameters/layer{}.weight/norm", "gradients/layer{}.bias/rms",
                     "activations/layer{}/mean"):  # fmt: skip
@@ -136,5 +153,6 @@ def test_stages_of_a_pipeline_show_all_their_layers(tmp_path: Path) -> None:
 
 def test_the_event_file_is_of_the_usual_kind(job: Job) -> None:
     (path,) = event_files(job.directory)
-    kinds = {value.WhichOneof("value") for event in events(path) for value in event.summary.value}
+    values = [value for event in events(path) for value in event.summary.value]
+    kinds = {each.WhichOneof("value") for each in values if not each.tag.startswith(_NOT_WATCHED)}
     assert kinds == {"simple_value", "histo"}

@@ -16,6 +16,7 @@ import zmq
 
 import ranktap
 from ranktap_wire import frames
+from ranktap_wire.messages import Ack, DaemonMessage, Error, Hello, Welcome
 from ranktap_wire.records import Batch, Columns
 from ranktapd.runs import RunPlace
 from tests.support.daemons import DaemonProcess
@@ -143,7 +144,7 @@ class RawClient:
         self.session = secrets.token_bytes(16)
 
     def hello(self, first: int = 1) -> None:
-        hello = frames.Hello(
+        hello = Hello(
             session=self.session, run=RUN, rank=0, world_size=1, host="here", pid=1, first=first,
             started=time.time(),
         )  # fmt: skip
@@ -164,7 +165,7 @@ class RawClient:
     def bye(self) -> None:
         self._socket.send_multipart(frames.pack_bye(self.session))
 
-    def answers(self, wait_s: float = 10.0) -> list[frames.DaemonMessage]:
+    def answers(self, wait_s: float = 10.0) -> list[DaemonMessage]:
         """What has been answered, as soon as there is something; none when the time is over."""
         answers = []
         while self._socket.poll(wait_s * 1_000):
@@ -191,7 +192,7 @@ def test_an_answer_to_a_gap_names_no_batch_that_is_not_on_disk(
     daemon: DaemonProcess, points: Path, client: RawClient
 ) -> None:
     client.hello()
-    assert client.answers() == [frames.Welcome(last=0, daemon=ranktap.__version__)]
+    assert client.answers() == [Welcome(last=0, daemon=ranktap.__version__)]
     _arm(points, "before-sync")
     client.batch(1)
     _wait_until_stopped(daemon)
@@ -203,7 +204,7 @@ def test_an_answer_to_a_gap_names_no_batch_that_is_not_on_disk(
     _wait_until_stopped(daemon)
     # A client forgets what a gap's answer says that the daemon has.
     told = client.answers(wait_s=0.5)
-    assert told in ([], [frames.Ack(1)])
+    assert told in ([], [Ack(1)])
     daemon.process.send_signal(signal.SIGCONT)
     wait_for(lambda: told.extend(client.answers(0.1)) or len(told) >= 3, "all answers")
-    assert told == [frames.Ack(1), frames.Ack(2), frames.Error("gap", "batch 3 is missing", 2)]
+    assert told == [Ack(1), Ack(2), Error("gap", "batch 3 is missing", 2)]

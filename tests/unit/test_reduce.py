@@ -98,6 +98,25 @@ def test_moments_of_a_large_tensor_are_right_to_float32s_rounding(
     assert_row(row_of(tensor), reference(tensor), rounding=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.int32], ids=str)
+def test_chunks_of_a_tensor_add_up_to_it(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Types that are neither float32 nor float64 go through one buffer, a chunk after the other."""
+    monkeypatch.setattr(reduce, "CHUNK", 3_000)
+    torch.manual_seed(0)
+    tensor = (torch.randn(10_007) * 9).to(dtype)
+    tensor[5_000] = 0
+    assert_row(on_host(tensor), reference(tensor))
+    assert counts_of(tensor) == expected_counts(tensor)
+
+
+@BOTH
+def test_zeros_of_both_signs_count(row_of: Callable[[Tensor], list[float]]) -> None:
+    assert row_of(torch.tensor([0.0, -0.0, 1.0, -1.0]))[reduce.ZEROS] == 2
+    assert_row(row_of(torch.tensor([0.0, -0.0])), [2, 0, 0, 0, 0, 2, 0, 0])
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
 def test_squares_that_float32_cannot_hold_are_added_up_all_the_same(scale: float) -> None:
     tensor = torch.randn(1_000) * scale

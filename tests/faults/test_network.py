@@ -1,0 +1,153 @@
+"""A network that is cut and heals, and connections that are reset in mid-message."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import ranktap
+from tests.support import ledger
+from tests.support.cutting_proxy import CuttingProxy
+from tests.support.daemons import DaemonProcess
+from tests.support.ledger import read_run
+from tests.support.namespaces import TwoMachines
+from tests.support.rank_program import ROOT, report
+from tests.support.shown import assert_shown
+from tests.support.strangers import free_port
+from tests.support.waiting import wait_for
+
+DaemonStarter = Callable[..., DaemonProcess]
+RUN = "faults/network"
+WORLD_SIZE = 2
+SLOWEST_SCALAR_S = 0.05
+PORT = 5757
+
+
+# -- two machines -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machines() -> Iterator[TwoMachines]:
+    machines = TwoMachines()
+    yield machines
+    machines.close()
+
+
+def _start_rank(machines: TwoMachines, rank: int, steps: int) -> subprocess.Popen[str]:
+    command = machines.on_trainer(
+        sys.executable, "-m", "tests.support.rank_program",
+        f"tcp://{machines.LOG_HOST}:{PORT}", RUN, str(rank), str(WORLD_SIZE), str(steps), "0.05",
+    )  # fmt: skip
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _points(daemon: DaemonProcess) -> int:
+    return read_run(Path(daemon.logdir) / RUN).points()
+
+
+def _cut_and_heal(
+    machines: TwoMachines, start_daemon: DaemonStarter, cuts: list[tuple[str, float]], steps: int
+) -> None:
+    """Run the ledger's job, with the network cut for so many seconds each time."""
+    daemon = start_daemon(
+        "--listen", f"tcp://{machines.LOG_HOST}:{PORT}", "--insecure",
+        "--straggler-timeout", "3600",
+        program=machines.on_log_host(sys.executable, "-m", "ranktapd"),
+    )  # fmt: skip
+    ranks = [_start_rank(machines, rank, steps) for rank in range(WORLD_SIZE)]
+    try:
+        for kind, seconds in cuts:
+            before = _points(daemon)
+            wait_for(lambda: _points(daemon) > before + 100, "the job to go on")  # noqa: B023
+            cut, heal = {
+                "cable": (machines.pull_cable, machines.plug_in),
+                "answers": (machines.lose_answers, machines.bring_answers),
+            }[kind]
+            cut()
+            try:
+                # Nothing to wait for: the cut is as long as it is.
+                with pytest.raises(subprocess.TimeoutExpired):
+                    ranks[0].wait(seconds)
+            finally:
+                heal()
+        reports = [report(rank, 90) for rank in ranks]
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.kill()
+                rank.wait()
+    for rank, told in enumerate(reports):
+        print(f"rank {rank}: slowest call {told['slowest_s'] * 1e3:.2f} ms")
+        assert told["closed"], told["stderr"]
+        assert told["slowest_s"] < SLOWEST_SCALAR_S
+        assert f"no answer from tcp://{machines.LOG_HOST}" in str(told["stderr"]), "never cut off"
+    assert daemon.stop() == 0
+    assert_shown(Path(daemon.logdir) / RUN, ledger.expected_run(WORLD_SIZE, range(steps)))
+
+
+def test_a_network_that_is_cut_and_heals_loses_and_doubles_nothing(
+    machines: TwoMachines, start_daemon: DaemonStarter
+) -> None:
+    # One way only, for less than the client waits for an answer; then altogether, for longer.
+    _cut_and_heal(machines, start_daemon, [("answers", 1.0), ("cable", 3.5)], 120)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_network_that_is_cut_again_and_again_loses_and_doubles_nothing(
+    machines: TwoMachines, start_daemon: DaemonStarter
+) -> None:
+    chance = random.Random(5)
+    cuts = [
+        (chance.choice(("cable", "answers")), chance.choice((0.2, 1.0, 3.0, 5.0, 12.0)))
+        for _ in range(30)
+    ]
+    _cut_and_heal(machines, start_daemon, [*cuts, ("cable", 40.0)], 4_000)
+
+
+# -- connections that are reset -----------------------------------------------------------
+
+
+def test_connections_reset_in_mid_message_lose_and_double_nothing(
+    start_daemon: DaemonStarter,
+) -> None:
+    _reset_again_and_again(start_daemon, resets=25, seed=9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_thousand_connections_reset_in_mid_message_lose_and_double_nothing(
+    start_daemon: DaemonStarter,
+) -> None:
+    _reset_again_and_again(start_daemon, resets=1_000, seed=10)
+
+
+def _reset_again_and_again(start_daemon: DaemonStarter, *, resets: int, seed: int) -> None:
+    port = free_port()
+    daemon = start_daemon("--listen", f"tcp://127.0.0.1:{port}", "--straggler-timeout", "3600")
+    # From in the middle of a greeting to some twenty batches behind it.
+    with CuttingProxy(port, random.Random(seed), after_bytes=(1, 40_000)) as proxy:
+        endpoint = f"tcp://127.0.0.1:{proxy.port}"
+        taps = [
+            ranktap.init(RUN, endpoint=endpoint, rank=rank, world_size=WORLD_SIZE)
+            for rank in range(WORLD_SIZE)
+        ]
+        steps = 0
+        while proxy.resets < resets:
+            for tap in taps:
+                ledger.log_step(tap, steps)
+            steps += 1
+            taps[0].flush(timeout=0.1)
+        proxy.let_through()
+        assert all(tap.close(timeout=30) for tap in taps)
+        print(f"{proxy.resets} resets in {steps} steps, {proxy.in_mid_message} within a message")
+        assert proxy.in_mid_message >= resets // 2
+    assert daemon.stop() == 0
+    assert_shown(Path(daemon.logdir) / RUN, ledger.expected_run(WORLD_SIZE, range(steps)))

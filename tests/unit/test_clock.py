@@ -1,0 +1,105 @@
+"""How far another clock is ahead: never wrong by more than is said, whatever the ways take."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ranktap.clock import DRIFT, WINDOW_S, Clock
+
+WALL = 1_700_000_000.0
+"""This machine's wall clock when its monotonic clock says 0."""
+
+
+def ask(clock: Clock, at: float, ahead: float, there: float, back: float) -> None:
+    """A round trip that begins at `at`, with a daemon whose clock is `ahead`."""
+    received = at + there + back
+    clock.heard(at, received, WALL + received, WALL + at + there + ahead)
+
+
+def test_before_the_first_round_trip_nothing_is_known() -> None:
+    assert Clock().estimate(5.0) is None
+
+
+def test_ways_of_one_length_tell_the_offset_exactly() -> None:
+    clock = Clock()
+    ask(clock, 10.0, 3.5, 0.25, 0.25)
+    assert clock.estimate(10.5) == (3.5, pytest.approx(0.25, abs=2 * DRIFT))
+
+
+@pytest.mark.parametrize(("there", "back"), [(1.0, 0.0), (0.0, 1.0)])
+def test_a_way_that_takes_all_of_the_round_trip_makes_it_wrong_by_what_is_said(
+    there: float, back: float
+) -> None:
+    clock = Clock()
+    ask(clock, 0.0, -2.0, there, back)
+    estimate = clock.estimate(1.0)
+    assert estimate is not None
+    offset, error = estimate
+    assert error == pytest.approx(0.5, abs=2 * DRIFT)
+    assert offset == pytest.approx(-2.0 + (there - back) / 2, abs=1e-6)
+
+
+@given(
+    st.floats(-1e6, 1e6),
+    st.floats(-DRIFT, DRIFT),
+    st.lists(
+        st.tuples(st.floats(0.01, 100.0), st.floats(0.0, 2.0), st.floats(0.0, 2.0)), min_size=1
+    ),
+)
+def test_it_is_never_wrong_by_more_than_is_said_while_clocks_drift(
+    ahead: float, drift: float, trips: list[tuple[float, float, float]]
+) -> None:
+    clock = Clock()
+    at = 0.0
+    for pause, there, back in trips:
+        at += pause
+        ask(clock, at, ahead + drift * (at + there), there, back)
+        at += there + back
+        estimate = clock.estimate(at)
+        assert estimate is not None
+        offset, error = estimate
+        # Two microseconds: what float64 leaves of wall clocks.
+        assert abs(offset - (ahead + drift * at)) <= error + 2e-6
+
+
+def test_the_best_round_trip_counts_and_not_the_last() -> None:
+    clock = Clock()
+    ask(clock, 0.0, 1.0, 0.0, 0.2)
+    ask(clock, 1.0, 1.0, 0.001, 0.001)
+    ask(clock, 2.0, 1.0, 0.3, 0.0)
+    estimate = clock.estimate(3.0)
+    assert estimate is not None
+    assert estimate[0] == pytest.approx(1.0, abs=1e-6)
+    assert estimate[1] == pytest.approx(0.001 + DRIFT * 2, abs=1e-5)
+
+
+def test_what_was_good_long_ago_is_forgotten() -> None:
+    clock = Clock()
+    ask(clock, 0.0, 1.0, 0.001, 0.001)
+    ask(clock, WINDOW_S - 1, 1.0, 0.0, 0.2)
+    assert clock.estimate(WINDOW_S)[1] < 0.01  # type: ignore[index]
+    ask(clock, WINDOW_S + 1, 1.0, 0.0, 0.2)
+    assert clock.estimate(WINDOW_S + 2)[1] >= 0.1  # type: ignore[index]
+
+
+def test_what_is_known_grows_worse_with_time_and_stays_until_there_is_better() -> None:
+    clock = Clock()
+    ask(clock, 0.0, 1.0, 0.0, 0.0)
+    assert clock.estimate(100.0) == (1.0, pytest.approx(DRIFT * 100))
+    assert clock.estimate(10 * WINDOW_S) == (1.0, pytest.approx(DRIFT * 10 * WINDOW_S))
+
+
+def test_a_clock_that_was_set_is_measured_anew() -> None:
+    clock = Clock()
+    ask(clock, 0.0, 1.0, 0.001, 0.001)
+    ask(clock, 5.0, 3_600.0, 0.1, 0.1)
+    assert clock.estimate(5.2) == (pytest.approx(3_600.0), pytest.approx(0.1, abs=1e-5))
+
+
+@pytest.mark.parametrize("received", [4.9, 70.0])
+def test_an_answer_from_the_future_or_from_long_ago_says_nothing(received: float) -> None:
+    clock = Clock()
+    clock.heard(5.0, received, WALL, WALL)
+    assert clock.estimate(received) is None
