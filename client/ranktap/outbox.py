@@ -109,6 +109,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._scalar_bytes = 0  # sealed columns, and scalars on their way from a device
         self._blob_bytes = 0
+        self._sealed_blob_bytes = 0  # of them
         self._taken = Mark(0, 0, 0)
         self._closed = False
         self._set_row_limit()
@@ -183,7 +184,8 @@ class Outbox:
 
     @property
     def pending_blob_bytes(self) -> int:
-        return self._blob_bytes
+        """What waits to be taken; what was taken and is not acknowledged does not."""
+        return self._blob_bytes - self._sealed_blob_bytes
 
     @property
     def is_closed(self) -> bool:
@@ -234,6 +236,7 @@ class Outbox:
             scalar_bytes += len(columns) * COLUMN_ROW_BYTES + sum(map(len, columns.tags))
         with self._lock:
             self._scalar_bytes += scalar_bytes
+            self._sealed_blob_bytes += blob_bytes
         self._set_row_limit()
         batch = Batch(columns, blobs, self.dropped_scalars, self.dropped_blobs)
         return Sealed(batch, scalar_bytes, blob_bytes)
@@ -243,6 +246,7 @@ class Outbox:
         with self._lock:
             self._scalar_bytes -= sealed.scalar_bytes
             self._blob_bytes -= sealed.blob_bytes
+            self._sealed_blob_bytes -= sealed.blob_bytes
         self._set_row_limit()
 
     def _set_row_limit(self) -> None:
@@ -357,8 +361,10 @@ def _may_travel(blob: Blob) -> bool:
 
 
 def _blob_bytes(blob: Blob) -> int:
-    others = sum(byte_view(buffer).nbytes for buffer in blob.parts.values())
-    return byte_view(blob.data).nbytes + others + BLOB_BYTES
+    total = byte_view(blob.data).nbytes + BLOB_BYTES
+    for buffer in blob.parts.values():
+        total += byte_view(buffer).nbytes
+    return total
 
 
 def _first_value(value: Snapshot) -> float:

@@ -126,6 +126,8 @@ class Sender:
         self._said_goodbye = False
         self._is_known = False
         """A daemon has this session, and would wait for it."""
+        self._is_woken = False
+        """A byte is in the pipe, or is about to be."""
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._socket: zmq.Socket[bytes] | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -152,6 +154,11 @@ class Sender:
         self._thread.start()
 
     def wake(self) -> None:
+        # A write to the pipe lets go of the interpreter, and getting it back takes the time of
+        # a turn of the sender: only one for each time that it sleeps.
+        if self._is_woken:
+            return
+        self._is_woken = True
         try:
             os.write(self._wake_write, b"\0")
         except BlockingIOError:
@@ -232,7 +239,7 @@ class Sender:
     def _wait(self) -> None:
         poller = zmq.Poller()
         poller.register(self._wake_read, zmq.POLLIN)
-        if self._socket is not None:
+        if self._socket is not None and self._awaits_answer():
             events = zmq.POLLIN | (zmq.POLLOUT if self._blocked else 0)
             poller.register(self._socket, events)
         if self._door is not None:
@@ -241,6 +248,23 @@ class Sender:
         ready = dict(poller.poll(math.ceil(pause_s * 1_000)))
         if self._wake_read in ready:
             os.read(self._wake_read, 4_096)
+            # Behind the read: who finds it set has logged before what follows here looks.
+            self._is_woken = False
+
+    def _awaits_answer(self) -> bool:
+        """Whether something waits for an answer; else it is read when the next batch is due.
+
+        With a few scalars a step every batch would cost two turns of the interpreter: one to
+        send it, and one soon after to hear that it has arrived.
+        """
+        return (
+            not self._welcomed
+            or bool(self._flushes)
+            or self._last_probe > self._last_heard  # a beat, whose round trip is measured
+            or self._blocked
+            or self._closing.is_set()
+            or self._window.held_bytes >= limits.BATCH_TARGET_BYTES
+        )
 
     def _receive(self) -> None:
         while self._socket is not None:

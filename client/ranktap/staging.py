@@ -103,7 +103,7 @@ class Described(Protocol):
         """The snapshot itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Given:
     """What was given, as it is."""
 
@@ -117,10 +117,10 @@ class Given:
     """Nobody else has `value`: it can be the snapshot."""
 
     def copied(self) -> Snapshot:
-        if is_tensor(self.value):
+        if not isinstance(self.value, np.ndarray):
             return _of_tensor(self.value.detach(), self.dtype, self.shape)
         # The wire is little endian, whatever the array came from.
-        dtype = self.value.dtype.newbyteorder("<")
+        dtype = DTYPES[self.dtype]
         make = np.asarray if self.is_own else np.array
         return Snapshot(make(self.value, dtype, order="C"), self.dtype, self.shape)
 

@@ -239,8 +239,9 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # In a fresh process glibc returns each large temporary to the kernel, which doubles what
-    # encoding costs; once a block of this size was freed, it keeps them.
-    np.empty(16 << 20, np.uint8)
+    # encoding costs; once a block of this size was freed, it keeps them, and up to twice as
+    # much at the end of its heap. It learns nothing from blocks of more than 32 MiB.
+    np.empty(31 << 20, np.uint8)
     place = RunPlace.of(options.logdir, options.state_dir, options.run)
     FileLock(place.state / "writer.lock").acquire(
         f"another worker writes run {options.run!r}", LOCK_WAIT_S

@@ -379,6 +379,19 @@ def test_what_is_sealed_takes_memory_until_it_is_released() -> None:
     assert fill(outbox) == kept
 
 
+def test_blobs_on_their_way_do_not_call_for_another_batch() -> None:
+    outbox = outbox_with_tags(4 * MIB)
+    outbox.add_blob(picture(100_000), None)
+    assert outbox.pending_blob_bytes == 100_000 + BLOB_BYTES
+    first = outbox.take()
+    assert first is not None
+    assert outbox.pending_blob_bytes == 0
+    outbox.add_blob(picture(10), None)
+    assert outbox.pending_blob_bytes == 10 + BLOB_BYTES
+    outbox.release(first)
+    assert outbox.pending_blob_bytes == 10 + BLOB_BYTES
+
+
 def test_releasing_everything_gives_all_memory_back() -> None:
     outbox = outbox_with_tags(4 * MIB)
     before = outbox.row_limit

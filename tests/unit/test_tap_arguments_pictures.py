@@ -58,6 +58,24 @@ def test_a_picture_arrives_with_its_boxes_and_their_labels(tap: Tap, boxes: Any)
     assert json.loads(bytes(blob.parts["labels"])) == ["cat", "hünd"]
 
 
+def test_what_was_right_before_is_held_against_the_rules_again_when_it_has_changed(
+    tap: Tap,
+) -> None:
+    images = np.zeros((2, 3, 4, 4), np.float32)
+    for _ in range(2):
+        tap.image_grid("grid", images, 0, nrow=1)
+    before = logged(tap)
+    with refused("nrow", TypeError):
+        tap.image_grid("grid", images, 0, nrow=True)  # equal to 1
+    with refused("pad_value", TypeError):
+        tap.image_grid("grid", images, 0, nrow=1, pad_value=[0.0])  # type: ignore[arg-type]
+    with refused("images"):
+        tap.image_grid("grid", images[..., :0], 0, nrow=1)
+    with pytest.raises(ValueError, match="logged as image before"):
+        tap.histogram("grid", images, 0)
+    assert logged(tap) == before
+
+
 def test_a_picture_may_have_no_boxes(tap: Tap) -> None:
     tap.image_with_boxes("b", PICTURE, np.zeros((0, 4)))
     blob = sent_blob(tap)

@@ -37,7 +37,12 @@ def varint(number: int) -> bytes:
 
 def field(number: int, content: bytes) -> bytes:
     """A field that has a length: a message, a string, bytes or packed numbers."""
-    return b"".join((varint(number << 3 | 2), varint(len(content)), content))
+    return length_field(number, len(content)) + content
+
+
+def length_field(number: int, nbytes: int) -> bytes:
+    """What stands before the content of such a field."""
+    return varint(number << 3 | 2) + varint(nbytes)
 
 
 def packed_varints(numbers: NDArray[np.uint64]) -> bytes:
@@ -75,7 +80,7 @@ def event_payload(wall_time: float, step: int, *values: bytes) -> bytes:
     if step:
         # A negative int64 is written as the unsigned number of the same bits.
         parts.append(b"\x10" + varint(step & ((1 << 64) - 1)))
-    headed = [b"\x0a" + varint(len(value)) + value for value in values]
+    headed = [part for value in values for part in (b"\x0a" + varint(len(value)), value)]
     parts.append(b"\x2a" + varint(sum(map(len, headed))))
     return b"".join(parts + headed)
 

@@ -16,7 +16,7 @@ from tensorboard.plugins.text.plugin_data_pb2 import TextPluginData
 
 from ranktapd.render.histogram import HistogramStats
 from ranktapd.render.png import encode_png
-from ranktapd.render.protos import plugin_metadata, serialized_value
+from ranktapd.render.protos import length_field, plugin_metadata, serialized_value
 
 RAW_NUMBERS = ("min", "max", "num", "sum", "sum_squares")
 """What `add_histogram_raw` is given besides the buckets."""
@@ -41,10 +41,12 @@ def image_value(
 
 def encoded_image_value(tag: str, encoded: bytes, height: int, width: int, channels: int) -> bytes:
     """An image that was encoded elsewhere (a GIF, of a video). Its bytes are not looked at."""
-    image = Summary.Image(
-        height=height, width=width, colorspace=channels, encoded_image_string=encoded
-    )
-    return serialized_value(Summary.Value(tag=tag, image=image))
+    image = Summary.Image(height=height, width=width, colorspace=channels).SerializeToString()
+    # The last fields of the image and of the value: copied once, not once for each message.
+    data = length_field(Summary.Image.ENCODED_IMAGE_STRING_FIELD_NUMBER, len(encoded))
+    nbytes = len(image) + len(data) + len(encoded)
+    head = length_field(Summary.Value.IMAGE_FIELD_NUMBER, nbytes)
+    return b"".join((Summary.Value(tag=tag).SerializeToString(), head, image, data, encoded))
 
 
 def histogram_value(tag: str, stats: HistogramStats, max_bins: int | None = None) -> bytes:

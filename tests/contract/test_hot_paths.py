@@ -1,0 +1,254 @@
+"""What the hot paths do, counted: calls, objects and bytes, which are the same on every machine.
+
+A time would differ from one machine to the next, and from one minute to the next. These
+counts do not, and they are what the times come from: after 50 ms of training each function
+of Python costs about 2.5 us, because its code has left the caches; an object a scalar is
+one more for the garbage collector; a copy of a megabyte costs 100 us, and 500 in fresh memory.
+
+Each bound is the present figure and a little room for other releases of Python and numpy.
+Both are printed: `pytest -rP tests/contract/test_hot_paths.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import secrets
+import sys
+import threading
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ranktap.outbox import Outbox, Sealed
+from ranktap.tap import Tap
+from ranktap_wire import frames
+from ranktap_wire.journal import Entry, Position
+from ranktap_wire.messages import Hello
+from ranktap_wire.records import Across, Batch, Blob, Buffer, Kind, byte_view
+from ranktapd.entries import BatchAccepted, SessionOpened, Words, pack_entry
+from ranktapd.fold import Fold
+
+SESSION = bytes(16)
+PICTURE = np.zeros((3, 512, 512), np.uint8)
+VALUES = np.zeros(1_000_000, np.float32)
+
+
+@pytest.fixture
+def tap() -> Iterator[Tap]:
+    """A tap whose sender is still looking for a daemon: only the calling thread does anything."""
+    is_there, is_over = threading.Event(), threading.Event()
+
+    def locate() -> str:
+        is_there.set()
+        is_over.wait()
+        raise OSError("no daemon")
+
+    made = Tap(Hello(secrets.token_bytes(16), "run", 0, 1, "host", 1, 1, 0.0), locate, 256 << 20)
+    # Memory is counted in all threads: the sender's beginning must be over.
+    assert is_there.wait(30)
+    yield made
+    is_over.set()
+    made.close(0)
+
+
+@pytest.fixture
+def fold() -> Iterator[Fold]:
+    """A run of one rank that has a batch behind it."""
+    with ThreadPoolExecutor(1) as executor:
+        fold = Fold(executor)
+        take_in(fold, 1, SessionOpened(SESSION, 0, 1, "host", 1, 1.0, None, 0))
+        yield fold
+
+
+class Calls:
+    """Functions of Python, and of C, that ran in this thread."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.python = 0
+        self.c: Counter[object] = Counter()
+        sys.setprofile(self._count)
+        try:
+            act()
+        finally:
+            sys.setprofile(None)
+        self.python -= 1  # `act` itself
+        del self.c[sys.setprofile]
+
+    def _count(self, frame: FrameType, event: str, function: Any) -> None:
+        if event == "call":
+            self.python += 1
+        elif event == "c_call":
+            self.c[function] += 1
+
+
+def peak_bytes(act: Callable[[], object]) -> int:
+    """How much more memory than before there was at most; numpy's arrays count."""
+    tracemalloc.start()
+    try:
+        act()  # what is made once and kept
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        act()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def hold(what: str, figure: float, bound: float) -> None:
+    """Print a figure, and fail when it is over its bound."""
+    print(f"{what}: {figure:g}, at most {bound:g}")
+    assert figure <= bound, what
+
+
+def outbox_with(rows: int) -> Outbox:
+    """So many scalars of 50 tags, waiting."""
+    outbox = Outbox(256 << 20)
+    tags = [outbox.add_tag(f"layer{number}/value", Across.MEAN) for number in range(50)]
+    for row in range(rows):
+        outbox.rows += (tags[row % 50], row // 50, 1e9, 0.5)
+    return outbox
+
+
+def sealed(outbox: Outbox) -> Sealed:
+    batch = outbox.take()
+    assert batch is not None
+    return batch
+
+
+def take_in(fold: Fold, sequence: int, words: Words, parts: list[Buffer] | None = None) -> bytes:
+    """One entry, a group of its own; what it gives to write."""
+    packed = [memoryview(byte_view(frame)) for frame in pack_entry(words, parts or [])]
+    after = Position(sequence, 1, 0)
+    fold.apply(Entry(sequence, True, packed, after))
+    return fold.close_group(str(after)).join()
+
+
+def picture() -> Blob:
+    return Blob(
+        Kind.IMAGE, "image", 0, 1e9, Across.EACH, "uint8", PICTURE.shape,
+        {"dataformats": "CHW"}, PICTURE,
+    )  # fmt: skip
+
+
+# -- in the training thread ---------------------------------------------------------------
+
+
+def test_a_scalar_is_one_call_that_calls_nothing_of_python(tap: Tap) -> None:
+    tap.scalar("loss", 0.5, 0)
+    calls = Calls(lambda: tap.scalar("loss", 0.5, 1))
+    hold("tap.scalar: functions of Python", calls.python, 1)
+    hold("tap.scalar: functions of C (clock, length)", calls.c.total(), 2)
+
+
+def test_a_scalar_leaves_nothing_for_the_garbage_collector(tap: Tap) -> None:
+    tap.scalar("loss", 0.5, 0)
+    gc.collect()
+    gc.disable()
+    try:
+        before = gc.get_count()[0]
+        for step in range(1_000):
+            tap.scalar("loss", 0.5, step)
+        hold("1,000 x tap.scalar: objects to be collected", gc.get_count()[0] - before, 5)
+    finally:
+        gc.enable()
+
+
+def test_scalars_call_one_function_of_c_a_scalar(tap: Tap) -> None:
+    values = {f"layer{number}/value": 0.5 for number in range(50)}
+    tap.scalars(values, 0)
+    calls = Calls(lambda: tap.scalars(values, 1))
+    hold("tap.scalars of 50: functions of Python", calls.python, 3)
+    hold("tap.scalars of 50: functions of C", calls.c.total(), 50 + 8)
+
+
+def test_an_image_checks_only_what_is_new_and_copies_once(tap: Tap) -> None:
+    tap.image("image", PICTURE, 0)
+    calls = Calls(lambda: tap.image("image", PICTURE, 1))
+    hold("tap.image: functions of Python", calls.python, 30)
+    hold("tap.image: functions of C", calls.c.total(), 28)
+    copies = peak_bytes(lambda: tap.image("image", PICTURE, 2)) / PICTURE.nbytes
+    hold("tap.image: copies of the picture", copies, 1.02)
+
+
+def test_a_histogram_checks_only_what_is_new_and_copies_once(tap: Tap) -> None:
+    tap.histogram("weights", VALUES, 0)
+    calls = Calls(lambda: tap.histogram("weights", VALUES, 1))
+    hold("tap.histogram: functions of Python", calls.python, 36)
+    hold("tap.histogram: functions of C", calls.c.total(), 40)
+    copies = peak_bytes(lambda: tap.histogram("weights", VALUES, 2)) / VALUES.nbytes
+    hold("tap.histogram: copies of the values", copies, 1.01)
+
+
+def test_a_burst_of_pictures_wakes_the_sender_once(tap: Tap) -> None:
+    def burst() -> None:
+        for step in range(20):
+            tap.image("image", PICTURE, step)
+
+    hold("20 x tap.image: wake-ups of the sender", Calls(burst).c[os.write], 1)
+
+
+# -- in the sender ------------------------------------------------------------------------
+
+
+def test_a_batch_takes_as_many_calls_for_ten_thousand_scalars_as_for_a_hundred() -> None:
+    few, many = (
+        Calls(lambda: frames.pack_batch(SESSION, 1, sealed(outbox).batch))  # noqa: B023
+        for outbox in (outbox_with(100), outbox_with(10_000))
+    )
+    hold("batch of 10,000 scalars, more calls than of 100", many.python - few.python, 0)
+    hold("batch of scalars: functions of Python", many.python, 45)
+
+
+def test_a_batch_of_scalars_takes_a_few_times_the_bytes_that_it_sends() -> None:
+    outboxes = [outbox_with(10_000), outbox_with(10_000)]
+    peak = peak_bytes(lambda: frames.pack_batch(SESSION, 1, sealed(outboxes.pop()).batch))
+    hold("batch of scalars: bytes a scalar, of which 28 travel", peak / 10_000, 85)
+
+
+def test_a_picture_is_sent_from_where_its_copy_lies() -> None:
+    batch = Batch(None, [picture()])
+    sent = frames.pack_batch(SESSION, 1, batch)
+    assert any(isinstance(part, np.ndarray) and np.shares_memory(part, PICTURE) for part in sent)
+    peak = peak_bytes(lambda: frames.pack_batch(SESSION, 1, batch))
+    # msgpack reserves 256 KiB for a header, of which it touches what it writes.
+    hold("batch of a picture: bytes besides the picture", peak, 300_000)
+
+
+# -- in the worker ------------------------------------------------------------------------
+
+
+def test_the_worker_takes_as_many_calls_for_ten_thousand_scalars_as_for_a_hundred(
+    fold: Fold,
+) -> None:
+    packed = [
+        frames.pack_batch(SESSION, number, sealed(outbox_with(rows)).batch)
+        for number, rows in enumerate((10_000, 100, 10_000), 1)
+    ]
+
+    def of(number: int) -> Calls:
+        words = BatchAccepted(SESSION, number)
+        return Calls(lambda: take_in(fold, number + 1, words, packed[number - 1]))
+
+    of(1)  # what is made once for each tag
+    few, many = of(2), of(3)
+    # Per block of rows, and per length of a record (a step of more digits makes it longer).
+    hold("10,000 scalars written, more calls than for 100", many.python - few.python, 40)
+    hold("scalars written: functions of Python", many.python, 260)
+
+
+def test_a_picture_is_written_with_little_more_memory_than_it_has(fold: Fold) -> None:
+    packed = frames.pack_batch(SESSION, 1, Batch(None, [picture()]))
+    sequence = iter(range(2, 10))
+
+    def write() -> None:
+        take_in(fold, next(sequence), BatchAccepted(SESSION, 1), packed)
+
+    # Interleaved, and filtered in both ways, of which the sizes are taken.
+    hold("picture written: times its own size", peak_bytes(write) / PICTURE.nbytes, 5)
