@@ -5,10 +5,11 @@ What it has measured it keeps as numbers and as pictures, until the step is hand
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from ranktap import pictures, reduce
 from ranktap.asked import Settings
@@ -24,6 +25,28 @@ logger = logging.getLogger("ranktap")
 
 TOLD_MAX: Final = 1_000
 """Messages of one watch. Arbitrary: nobody reads a thousand."""
+
+
+class Telling(Protocol):
+    """What can say that something is left out."""
+
+    def tell(self, what: str, why: str) -> None: ...
+
+
+M = TypeVar("M", bound=Callable[..., None])
+
+
+def never_raises(method: M) -> M:
+    """A bug of ours, or a device without memory, must not end the training."""
+
+    @functools.wraps(method)
+    def guarded(self: Telling, *args: Any, **named: Any) -> None:
+        try:
+            method(self, *args, **named)
+        except Exception as error:
+            self.tell(method.__name__, f"{type(error).__name__}: {error}")
+
+    return cast(M, guarded)
 
 
 @dataclass(slots=True)

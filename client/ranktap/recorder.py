@@ -16,12 +16,11 @@ Nothing here raises into the training: what cannot be shown is left out, and tol
 
 from __future__ import annotations
 
-import functools
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -29,7 +28,7 @@ from ranktap import pictures, reduce
 from ranktap.asked import Settings
 from ranktap.attached import Attached
 from ranktap.collect import FORWARD_SECTIONS, MODULE_SECTIONS
-from ranktap.gauge import Gauge
+from ranktap.gauge import Gauge, never_raises
 from ranktap.phases import Phases
 from ranktap.probes import is_recomputing
 from ranktap.shards import Held, Parameters, local_part
@@ -38,21 +37,6 @@ if TYPE_CHECKING:
     from ranktap.tap import Tap
 
 _OTHERS: Final = -1
-
-M = TypeVar("M", bound=Callable[..., None])
-
-
-def never_raises(method: M) -> M:
-    """A bug of ours, or a device without memory, must not end the training."""
-
-    @functools.wraps(method)
-    def guarded(self: Recorder, *args: Any, **named: Any) -> None:
-        try:
-            method(self, *args, **named)
-        except Exception as error:
-            self.tell(method.__name__, f"{type(error).__name__}: {error}")
-
-    return cast(M, guarded)
 
 
 @dataclass(frozen=True, slots=True)
