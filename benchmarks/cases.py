@@ -35,7 +35,7 @@ class Case:
     sides: dict[str, Callable[[Path], Figures]]
     """Side to function; "ranktap" is always one."""
     targets: dict[str, tuple[str, float]]
-    """Figure to (kind, bound): "times" better than the rival at least, or "below" a value."""
+    """Figure to (kind, bound): "times" better than the rival at least, "below" or "above"."""
     units: dict[str, str]
     higher_is_better: bool = False
 

@@ -69,6 +69,8 @@ def _row(case: Case, figure: str, runs: Runs) -> str:
             target, met = f"{bound:g} times", _met(statistics.median(pairs) >= bound)
     if kind == "below":
         target, met = f"below {bound:g} {unit}", _met(statistics.median(ours) < bound)
+    if kind == "above":
+        target, met = f"{_number(bound)} {unit}", _met(statistics.median(ours) >= bound)
     what = f"{case.what}, {figure}" if len(case.units) > 1 else case.what
     return (
         f"| {what} | {_spread(ours, unit)} | {_spread(rival, unit)} | {ratio} | {target} | {met} |"

@@ -19,6 +19,7 @@ import numpy as np
 
 from ranktap import staging
 from ranktap.closing import Closing
+from ranktap.keys import Address
 from ranktap.outbox import Outbox
 from ranktap.sender import Sender
 from ranktap.staging import Described, Snapshot
@@ -56,7 +57,7 @@ class BaseTap(Closing):
     def __init__(
         self,
         hello: Hello,
-        locate: Callable[[], str],
+        locate: Callable[[], Address],
         memory_bytes: int,
     ) -> None:
         self.run = hello.run

@@ -1,11 +1,12 @@
 """How far the daemon's wall clock is ahead of this machine's, from the round trips of beats.
 
-    here       sent ----------- middle ----------- received
-    daemon          ....... now .......                         offset = now - middle
+    here       sent ------------- middle ------------- received
+    daemon            came --- middle --- now                    offset: of the middles
 
-The daemon looks at its clock somewhere between the two, so the middle is wrong by at most
-half the round trip, however unlike the two ways are: NTP's rule (RFC 5905, section 8). Of
-the last minutes the best round trip counts; what it says grows worse as clocks drift.
+What the daemon had in hand (it answers when what came before is on its disk) is known, and
+is no part of the round trip. The rest is two ways, and the offset is wrong by at most half of
+both together, however unlike they are: NTP's rule (RFC 5905, section 8). Of the last minutes
+the best round trip counts; what it says grows worse as clocks drift.
 
 Pure: every time is an argument.
 """
@@ -44,16 +45,18 @@ class Clock:
     # as all of them grow worse alike.
     _samples: deque[_Sample] = field(default_factory=deque)
 
-    def heard(self, sent: float, received: float, wall: float, now: float) -> None:
+    def heard(self, sent: float, received: float, wall: float, now: float, held: float) -> None:
         """Take a round trip.
 
         `sent` and `received` are this machine's monotonic clock, `wall` is its wall clock at
-        `received`, and `now` the daemon's as it answered; all in seconds.
+        `received`; `now` is the daemon's as it answered, and `held` how long it had it in hand;
+        all in seconds.
         """
-        round_trip = received - sent
-        if not 0 <= round_trip <= ROUND_TRIP_MAX_S:
+        round_trip = received - sent - held
+        if held < 0 or not 0 <= round_trip <= ROUND_TRIP_MAX_S:
             return
-        sample = _Sample(now - (wall - round_trip / 2), round_trip / 2, sent)
+        offset = (now - held / 2) - (wall - (received - sent) / 2)
+        sample = _Sample(offset, round_trip / 2, sent)
         if any(self._contradicts(sample, other) for other in self._samples):
             # Someone has set one of the clocks.
             self._samples.clear()

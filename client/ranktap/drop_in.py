@@ -15,7 +15,10 @@ from ranktap.closing import Closing
 from ranktap.tap import Tap
 from ranktap.torch_arguments import (
     StrPath,
+    at_most,
+    below,
     charts,
+    corners,
     place,
     plain,
     plain_values,
@@ -25,6 +28,7 @@ from ranktap.torch_arguments import (
     when,
     whole,
 )
+from ranktap_wire.histograms import BINS_MAX
 
 THRESHOLDS_MAX: Final = 127
 """torch writes a precision-recall curve as one of so many thresholds when more are asked for."""
@@ -143,7 +147,7 @@ class SummaryWriter(Closing):
             plain_values(metric_dict),
             whole(global_step),
             discrete=hparam_domain_discrete,
-            run_name=run_name or None,
+            run_name=below(run_name),
         )
 
     def add_custom_scalars_multilinechart(
@@ -187,9 +191,8 @@ class SummaryWriter(Closing):
         is_of_data = isinstance(bins, str | int) and bins != "tensorflow"
         across = "each" if is_of_data else "merge"
         moment = when(global_step, walltime)
-        self.tap.histogram(
-            tag, plain(values), bins=bins, max_bins=max_bins, across=across, **moment
-        )
+        most = at_most(max_bins, BINS_MAX)
+        self.tap.histogram(tag, plain(values), bins=bins, max_bins=most, across=across, **moment)
 
     @torch_names()
     def add_histogram_raw(
@@ -240,7 +243,7 @@ class SummaryWriter(Closing):
             tag,
             plain(labels),
             plain(predictions),
-            num_thresholds=min(num_thresholds, THRESHOLDS_MAX),
+            num_thresholds=at_most(num_thresholds, THRESHOLDS_MAX),
             weights=weights,
             **when(global_step, walltime),
         )
@@ -270,7 +273,7 @@ class SummaryWriter(Closing):
             false_negative_counts,
             precision,
             recall,
-            num_thresholds=min(num_thresholds, THRESHOLDS_MAX),
+            num_thresholds=at_most(num_thresholds, THRESHOLDS_MAX),
             **when(global_step, walltime),
         )
 
@@ -355,7 +358,7 @@ class SummaryWriter(Closing):
         self.tap.image_with_boxes(
             tag,
             plain(img_tensor),
-            plain(box_tensor),
+            corners(plain(box_tensor)),
             labels=texts,
             rescale=rescale,
             dataformats=dataformats,

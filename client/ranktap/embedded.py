@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,8 +40,10 @@ def check_installed() -> None:
 class EmbeddedDaemon:
     """Finds the daemon of a logdir, and starts it when there is none."""
 
-    def __init__(self, logdir: Path) -> None:
+    def __init__(self, logdir: Path, arguments: Sequence[str] = ()) -> None:
         self.logdir = logdir
+        self.arguments = arguments
+        """What it is started with, besides where it writes and its own socket."""
 
     def locate(self) -> str:
         """The endpoint of the daemon that has this logdir.
@@ -49,28 +51,33 @@ class EmbeddedDaemon:
         Raises:
             OSError: there is none and it cannot be started; the message has its own words.
         """
-        endpoint = self._running()
-        if endpoint is not None:
-            return endpoint
-        self.logdir.mkdir(parents=True, exist_ok=True)
-        # One rank starts it; the others wait here until it is ready.
-        with _locked(self.logdir / ".ranktap.starting"):
-            endpoint = self._running()
-            if endpoint is None:
-                self._start()
-                endpoint = self._running()
-        if endpoint is None:
+        found = self.endpoints()
+        if found is None:
+            # One rank starts it; the others wait here until it is ready.
+            with self.starting():
+                found = self.endpoints()
+                if found is None:
+                    self.start()
+                    found = self.endpoints()
+        if found is None:
             raise OSError(f"the embedded daemon of {self.logdir} ended at once")
-        return endpoint
+        return found[0]
 
-    def _running(self) -> str | None:
-        """The first endpoint of the daemon that holds the logdir's lock; None when it is free."""
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """While this is held, nobody else of this machine starts the daemon of this logdir."""
+        self.logdir.mkdir(parents=True, exist_ok=True)
+        with _locked(self.logdir / ".ranktap.starting"):
+            yield
+
+    def endpoints(self) -> list[str] | None:
+        """Where the daemon that holds the logdir's lock listens; None when the lock is free."""
         try:
             with open(places.lock_path(self.logdir)) as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    return lock.readline().strip() or self._endpoint()
+                    return lock.read().splitlines() or [self._endpoint()]
                 fcntl.flock(lock, fcntl.LOCK_UN)  # as in _locked
         except FileNotFoundError:
             return None
@@ -79,14 +86,19 @@ class EmbeddedDaemon:
     def _endpoint(self) -> str:
         return f"ipc://{places.embedded_socket(self.logdir)}"
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start it; it is ready then. The caller holds `starting`.
+
+        Raises:
+            OSError: it cannot be started; the message has its own words.
+        """
         socket = places.embedded_socket(self.logdir)
         socket.parent.mkdir(mode=0o700, exist_ok=True)
         if socket.parent.stat().st_uid != os.getuid():
             raise OSError(f"{socket.parent} belongs to another user")
         # -P: what lies in the training's directory (a queue.py, a json.py) is not for the daemon.
         command = [sys.executable, "-P", "-m", "ranktapd", "--embedded"]
-        command += [f"--logdir={self.logdir}", f"--listen={self._endpoint()}"]
+        command += [f"--logdir={self.logdir}", f"--listen={self._endpoint()}", *self.arguments]
         with tempfile.TemporaryFile() as said:
             # Not subprocess: it waits for the ends of its pipes, which a process that is forked
             # at that moment (a DataLoader's worker) has too, and keeps as long as it lives.

@@ -47,6 +47,20 @@ class Keys:
         return zmq.curve_public(self.secret.encode()).decode()
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a daemon is, and the keys to its door, when these are not the environment's."""
+
+    endpoint: str
+    keys: Keys | None = None
+
+
+def new_pair() -> tuple[str, str]:
+    """A public key, and the secret one that belongs to it."""
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
+
+
 def from_environment() -> Keys | None:
     """The keys that the environment names; None when it names none.
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ranktap import about, embedded, ranks
+from ranktap.job_daemon import JobDaemon
+from ranktap.keys import Address
 from ranktap.sender import answers
 from ranktap.tap import Tap
 from ranktap_wire import limits, places, rules
@@ -36,7 +38,9 @@ def init(
 
     The daemon is, in this order: the one at `endpoint` (or RANKTAP_ENDPOINT), such as
     "tcp://loghost:5757" or "ipc:///run/x.sock"; one that this machine's ranks start and
-    share, writing to `logdir`; the service on this machine, when its socket answers.
+    share, writing to `logdir`; the service on this machine, when its socket answers. When a
+    launcher says that the job is on several machines, `logdir` is that of rank 0's, and the
+    others find its daemon by torch.distributed's store, as soon as there is a process group.
 
     `run` (or RANKTAP_RUN) names the run, and may hold "/"; without it, it is made of the
     job's id, or for a single process of date and host, and `comment` is appended. `rank`
@@ -88,7 +92,7 @@ def init(
         resume_step=None if resume_step is None else rules.check_step(resume_step, "resume_step"),
         about=about.gather(identity, is_given=is_given),
     )
-    return Tap(hello, _daemon(endpoint, logdir), int(memory))
+    return Tap(hello, _daemon(endpoint, logdir, identity), int(memory))
 
 
 def is_disabled() -> bool:
@@ -124,18 +128,25 @@ def run_name(run: str | None, identity: ranks.Identity, comment: str) -> str:
     return name
 
 
-def _daemon(endpoint: str | None, logdir: str | os.PathLike[str] | None) -> Callable[[], str]:
+def _daemon(
+    endpoint: str | None, logdir: str | os.PathLike[str] | None, identity: ranks.Identity
+) -> Callable[[], Address]:
     """How to find the daemon."""
     elsewhere = endpoint_elsewhere(endpoint)
     if elsewhere is not None:
-        address = _check_endpoint(elsewhere)
-        return lambda: address
+        named = Address(_check_endpoint(elsewhere))
+        return lambda: named
     if logdir is not None:
         directory = _check_logdir(logdir)
+        if ranks.spans_machines(identity):
+            if identity.rank == 0:
+                embedded.check_installed()
+            return JobDaemon(directory, os.fspath(logdir), identity.rank).locate
         embedded.check_installed()
-        return embedded.EmbeddedDaemon(directory).locate
+        daemon = embedded.EmbeddedDaemon(directory)
+        return lambda: Address(daemon.locate())
     if answers(places.SERVICE_SOCKET):
-        return lambda: f"ipc://{places.SERVICE_SOCKET}"
+        return lambda: Address(f"ipc://{places.SERVICE_SOCKET}")
     raise LookupError(
         "no daemon to log to: give endpoint= (or set RANKTAP_ENDPOINT) for a ranktapd elsewhere, "
         "or logdir= to have one started on this machine, or start the service "

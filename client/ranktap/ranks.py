@@ -63,6 +63,30 @@ def identify(environ: Mapping[str, str] | None = None) -> Identity:
     return Identity(0, 1, 0, None, "none")
 
 
+def spans_machines(identity: Identity, environ: Mapping[str, str] | None = None) -> bool:
+    """Whether the launcher says that the job's ranks are on several machines.
+
+    Of a job without a launcher nothing says so, and it counts as being on one.
+
+    Raises:
+        ValueError: a launcher's variable is no number; it is named.
+    """
+    environ = os.environ if environ is None else environ
+    if identity.launcher == "torchrun":
+        if "GROUP_WORLD_SIZE" in environ:
+            return _whole(environ, "GROUP_WORLD_SIZE") > 1
+        # As by hand, or by other launchers that speak torchrun's language.
+        local = "LOCAL_WORLD_SIZE"
+        return local in environ and _whole(environ, local) < _whole(environ, "WORLD_SIZE")
+    if identity.launcher == "Open MPI":
+        local = "OMPI_COMM_WORLD_LOCAL_SIZE"
+        return local in environ and _whole(environ, local) < identity.world_size
+    if identity.launcher == "Slurm":
+        name = "SLURM_STEP_NUM_NODES"
+        return name in environ and _whole(environ, name) > 1
+    return False
+
+
 def run_name(identity: Identity, comment: str = "") -> str | None:
     """The name of a run for which none was given; None when the ranks could not agree on one.
 

@@ -100,14 +100,14 @@ class Flush:
 class Sender:
     """Streams one outbox to one daemon.
 
-    `locate` returns the daemon's endpoint, and is asked before every connection; it may
-    start a daemon, and raises OSError when it cannot.
+    `locate` tells where the daemon is, and is asked before every connection; it may start one,
+    and raises OSError when it cannot.
 
     Raises:
         ValueError: the environment names keys that are none.
     """
 
-    def __init__(self, outbox: Outbox, hello: Hello, locate: Callable[[], str]) -> None:
+    def __init__(self, outbox: Outbox, hello: Hello, locate: Callable[[], keys.Address]) -> None:
         self._keys = keys.from_environment()
         # Has a thread rather than being one: Thread's own private names are many, and each
         # release has others.
@@ -139,6 +139,10 @@ class Sender:
         """Batches that break a rule; they are acknowledged like others, but were not kept."""
         self._last_heard = 0.0
         self._last_probe = 0.0
+        self._is_put_off = False
+        """The daemon has said that it does not take this session now."""
+        self._is_asked = False
+        """A beat has gone out, and no answer to one has come."""
         self._clock = Clock()
         self._finite = FiniteWatch()
         self._next_batch_at = 0.0
@@ -230,7 +234,7 @@ class Sender:
         if is_done and self._welcomed and not self._bye_sent:
             self._bye_sent = self._send_control(frames.pack_bye(self._hello.session))
         if now - self._last_heard > limits.ANSWER_TIMEOUT_S and now >= self._not_before:
-            if self._socket is not None:
+            if self._socket is not None and not self._is_put_off:
                 self._tell_once(
                     "silent", "ranktap: no answer from %s; training goes on", self._where
                 )
@@ -260,7 +264,7 @@ class Sender:
         return (
             not self._welcomed
             or bool(self._flushes)
-            or self._last_probe > self._last_heard  # a beat, whose round trip is measured
+            or self._is_asked  # a beat, whose round trip is measured
             or self._blocked
             or self._closing.is_set()
             or self._window.held_bytes >= limits.BATCH_TARGET_BYTES
@@ -299,15 +303,21 @@ class Sender:
                         self._hello.run, answer.run,
                     )  # fmt: skip
             case Ack():
-                if answer.sent is not None and answer.now is not None:
-                    now = time.monotonic()
-                    self._clock.heard(answer.sent, now, time.time(), answer.now)
+                if answer.sent is not None:
+                    self._hear_clock(answer.sent, answer)
                 if self._welcomed:
                     self._release(answer.number)
             case ByeAnswer():
                 self._said_goodbye = True
             case Error():
                 self._hear_error(answer)
+
+    def _hear_clock(self, sent: float, answer: Ack) -> None:
+        """Take the answer to a beat that was sent at that time."""
+        self._is_asked = False
+        now, wall = time.monotonic(), time.time()
+        if answer.now is not None and answer.held is not None:
+            self._clock.heard(sent, now, wall, answer.now, answer.held)
 
     def _hear_error(self, error: Error) -> None:
         if error.code == Code.UNKNOWN_SESSION:
@@ -323,6 +333,7 @@ class Sender:
         elif error.code in (Code.PROTOCOL, Code.REFUSED, Code.CONFLICT, Code.LIMIT):
             self._stop(error.text)
         else:
+            self._is_put_off = not self._welcomed
             self._tell_once(error.text, "ranktap: ranktapd says: %s", error.text)
 
     def _release(self, number: int) -> None:
@@ -424,7 +435,7 @@ class Sender:
         is_silent = silence > (PROBE_INTERVAL_S if len(self._window) else limits.BEAT_INTERVAL_S)
         if is_silent or now - self._last_probe > CLOCK_INTERVAL_S:
             self._last_probe = now
-            self._send_control(frames.pack_beat(self._hello.session, now))
+            self._is_asked = self._send_control(frames.pack_beat(self._hello.session, now))
 
     # -- the connection ---------------------------------------------------------------
 
@@ -432,10 +443,11 @@ class Sender:
         self._disconnect()
         self._last_heard = time.monotonic()
         try:
-            self._where = self._locate()
+            address = self._locate()
         except OSError as error:
             self._tell_once("locate", "ranktap: %s; training goes on", error)
             return
+        self._where = address.endpoint
         assert self._context is not None
         dealer = self._context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.LINGER, 0)
@@ -449,7 +461,7 @@ class Sender:
             dealer.setsockopt(zmq.IPV6, 1)
         self._socket = dealer
         if self._where.startswith("tcp://"):
-            self._door = keys.Door(dealer, self._where, self._keys)
+            self._door = keys.Door(dealer, self._where, address.keys or self._keys)
         try:
             dealer.connect(self._where)
         except zmq.ZMQError as error:
@@ -467,13 +479,13 @@ class Sender:
             self._last_heard = -math.inf  # then, and not after the time without an answer
 
     def _say_hello(self) -> None:
-        self._welcomed = False
+        self._welcomed = self._is_put_off = False
         self._bye_sent = False
         self._hello.first = self._window.first_unacknowledged
         self._send_control(frames.pack_hello(self._hello))
 
     def _disconnect(self) -> None:
-        self._welcomed = False
+        self._welcomed = self._is_asked = False
         if self._door is not None:
             self._door.close()
             self._door = None

@@ -121,6 +121,25 @@ def plain_values(values: Any) -> Any:
     return {name: plain(value) for name, value in values.items()}
 
 
+def at_most(number: Any, most: int) -> Any:
+    """A number, or `most` where that is less. What is no number stays what it is."""
+    try:
+        return min(number, most)
+    except TypeError:
+        return number
+
+
+def corners(boxes: Any) -> Any:
+    """Boxes as torch reads them: what stands behind their four numbers does not count."""
+    return boxes[:, :4] if getattr(boxes, "ndim", 0) == 2 else boxes
+
+
+def below(run_name: Any) -> Any:
+    """The name of a sub-run, of the directory that torch would make; None for none."""
+    is_path = isinstance(run_name, str | os.PathLike)
+    return os.path.normpath(run_name) if run_name and is_path else run_name or None
+
+
 def charts(layout: Any) -> Any:
     """A layout as torch reads it: every kind of chart but "Margin" is "Multiline", and what stands
     behind its tags does not count. What is no layout stays what it is."""

@@ -7,7 +7,7 @@ pickled and buffers are never unpacked. Each buffer is referred to once, in orde
     client to daemon                            daemon to client
       hello  protocol session run rank ...        welcome  protocol last limits [run]
       batch  session number ... + buffers         ack      number (cumulative)
-      beat   session sent                         ack      number sent (the beat's) now
+      beat   session sent                         ack      number sent (the beat's) now held
       bye    session                              bye
                                                   error    code text [number]
 
@@ -86,7 +86,7 @@ def pack_answer(answer: DaemonMessage) -> list[Buffer]:
             if answer.sent is not None:
                 head["sent"] = answer.sent
             if answer.now is not None:
-                head["now"] = answer.now
+                head |= {"now": answer.now, "held": answer.held}
         case ByeAnswer():
             head = {"type": "bye"}
         case Error():
@@ -214,8 +214,8 @@ def read_answer(frames: Frames) -> DaemonMessage:
         )
     if kind == "ack":
         sent = finite_field(head, "sent") if "sent" in head else None
-        now = finite_field(head, "now") if "now" in head else None
-        return Ack(integer_field(head, "number", 0, STEP_MAX), sent, now)
+        now, held = (finite_field(head, name) if name in head else None for name in ("now", "held"))
+        return Ack(integer_field(head, "number", 0, STEP_MAX), sent, now, held)
     if kind == "bye":
         return ByeAnswer()
     if kind == "error":

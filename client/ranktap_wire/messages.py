@@ -109,6 +109,8 @@ class Ack:
     """That of the beat which this answers; None when it answers none."""
     now: float | None = None
     """The daemon's wall clock as it answered a beat, seconds since 1970."""
+    held: float | None = None
+    """How long that had been with the daemon then, in seconds."""
 
 
 @dataclass(slots=True)

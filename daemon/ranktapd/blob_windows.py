@@ -96,6 +96,7 @@ class MergeWindows(Generic[P]):
         self._memory_bytes = memory_bytes
         self._tags: dict[int, _Tag[P]] = {}
         self._used_bytes = 0
+        self._late_of_rank: dict[int, int] = {}
         self.repeated_total = 0
         self.ignored_total = 0
         self.discarded_total = 0
@@ -131,6 +132,10 @@ class MergeWindows(Generic[P]):
     def late_by_tag(self) -> dict[int, int]:
         """`late_total` by tag; tags without late records are left out."""
         return {number: tag.late for number, tag in self._tags.items() if tag.late}
+
+    def late_by_rank(self) -> dict[int, int]:
+        """`late_total` by rank; ranks without late records are left out."""
+        return dict(self._late_of_rank)
 
     def oldest_open_seq(self) -> int | None:
         """The journal entry of the oldest open window's first record; None if none is open."""
@@ -173,6 +178,7 @@ class MergeWindows(Generic[P]):
             return
         if known.last is not None and step <= known.last:
             known.late += 1
+            self._late_of_rank[rank] = self._late_of_rank.get(rank, 0) + 1
             # A rank that comes back is expected again: the next windows wait for it.
             known.expected |= 1 << rank
             return
@@ -249,6 +255,7 @@ class MergeWindows(Generic[P]):
         return {
             "memory_bytes": self._memory_bytes,
             "presence": self._presence.state(),
+            "late_of_rank": list(self._late_of_rank.items()),
             "repeated_total": self.repeated_total,
             "ignored_total": self.ignored_total,
             "discarded_total": self.discarded_total,
@@ -285,6 +292,7 @@ class MergeWindows(Generic[P]):
         windows = cls(presence.world_size, memory_bytes=state["memory_bytes"])
         windows._presence = presence
         windows._any_tag = state["any_tag"]
+        windows._late_of_rank = dict(state["late_of_rank"])
         windows.repeated_total = state["repeated_total"]
         windows.ignored_total = state["ignored_total"]
         windows.discarded_total = state["discarded_total"]

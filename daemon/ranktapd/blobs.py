@@ -16,10 +16,11 @@ from ranktap_wire.records import Across, Blob, Kind, byte_view, split_name
 from ranktap_wire.shown import shown_as, shown_name
 from ranktapd import event_file
 from ranktapd.blob_windows import MergeWindows
-from ranktapd.drawing import draw
+from ranktapd.drawing import draw, draw_tiles, pixels_of
 from ranktapd.embeddings import Embeddings
 from ranktapd.notices import Notices
 from ranktapd.output import Drawing, Group
+from ranktapd.rank_pictures import RankPictures
 from ranktapd.render.histogram import HistogramStats, histogram_stats, tensorflow_edges
 from ranktapd.render.protos import event_payload
 from ranktapd.render.summaries import histogram_value
@@ -52,7 +53,7 @@ class Blobs:
         self._scalars = scalars
         self._notices = notices
         self.executor = executor
-        # HistogramStats or TensorStatistics: a tag has one kind.
+        # HistogramStats, TensorStatistics or RankPictures: a tag has one kind.
         self.windows: MergeWindows[Any] = MergeWindows(1)
         self._embeddings = Embeddings(group, notices)
         self.has_users_layout = False
@@ -68,7 +69,7 @@ class Blobs:
         name = blob.tag
         if blob.across is Across.RANK0 and rank != 0:
             return
-        if blob.across is Across.MERGE and not alone:
+        if blob.across in (Across.MERGE, Across.TILE) and not alone:
             self._add_merged(sequence, rank, blob)
             return
         if blob.kind is Kind.MOMENTS:
@@ -76,7 +77,7 @@ class Blobs:
             self._write_statistics(blob.step, blob.wall_time, statistics_of(blob), own)
             return
         # A picture of rank 0 keeps its name, so that it stands where one looks for it.
-        if blob.across in (Across.EACH, Across.TILE) and not alone and rank != 0:
+        if blob.across is Across.EACH and not alone and rank != 0:
             name = of_rank(name, rank)
         if blob.kind is Kind.EMBEDDING:
             self._embeddings.add(name, blob)
@@ -91,19 +92,30 @@ class Blobs:
         self._draw(name, blob)
 
     def _add_merged(self, sequence: int, rank: int, blob: Blob) -> None:
-        stats: HistogramStats | TensorStatistics
+        payload: HistogramStats | TensorStatistics | RankPictures
         if blob.kind is Kind.MOMENTS:
             # Not shown under its name, so nothing that is can be in its way.
             identity = self._tags.id_of(f"{blob.tag}\n", str(blob.kind))
-            stats = statistics_of(blob)
-            nbytes = stats.nbytes
+            payload = statistics_of(blob)
+            nbytes = payload.nbytes
+        elif blob.across is Across.TILE:
+            identity = self._tags.id_of(blob.tag, shown_as(blob.kind))
+            try:
+                # As pixels at once: floats take four times as much while they wait. They may be
+                # a view of the message, which must not wait with them.
+                payload = RankPictures({rank: pixels_of(blob).copy()})
+            except ValueError as error:
+                # As with one that is drawn by itself: it is missing, not the batch.
+                self._notices.tell(f"{blob.tag!r} cannot be drawn at step {blob.step}: {error}")
+                return
+            nbytes = payload.nbytes
         else:
             identity = self._tags.id_of(blob.tag, _HISTOGRAM)
-            stats = _histogram_of(blob)
-            nbytes = stats.counts.nbytes
+            payload = _histogram_of(blob)
+            nbytes = payload.counts.nbytes
         if identity >= 0:
             self.windows.declare(identity, "merge")
-            self.windows.add(sequence, rank, identity, blob.step, blob.wall_time, stats, nbytes)
+            self.windows.add(sequence, rank, identity, blob.step, blob.wall_time, payload, nbytes)
 
     def _draw(self, name: str, blob: Blob) -> None:
         sub_run, tag = split_name(name)
@@ -120,8 +132,16 @@ class Blobs:
         for point in self.windows.close_group():
             if isinstance(point.payload, TensorStatistics):
                 self._write_statistics(point.step, point.wall, point.payload)
+                continue
+            name = self._tags.names[point.tag]
+            if isinstance(point.payload, RankPictures):
+                sub_run, tag = split_name(name)
+                payloads = self.executor.submit(
+                    draw_tiles, point.payload, tag, point.step, point.wall
+                )
+                drawing = Drawing(name, point.step, payloads, point.payload.nbytes)
+                self._group.add(sub_run, drawing)
             else:
-                name = self._tags.names[point.tag]
                 self._write_histogram(name, point.step, point.wall, point.payload, None)
 
     def write_value(self, name: str, step: int, wall_time: float, value: bytes) -> None:
@@ -207,8 +227,8 @@ def _histogram_of(blob: Blob) -> HistogramStats:
     return histogram_stats(blob.array(), blob.parameters["bins"])
 
 
-def _dump_stats(stats: HistogramStats | TensorStatistics) -> bytes:
-    if isinstance(stats, TensorStatistics):
+def _dump_stats(stats: HistogramStats | TensorStatistics | RankPictures) -> bytes:
+    if isinstance(stats, TensorStatistics | RankPictures):
         of_tensors: bytes = msgpack.packb(stats.dump())
         return of_tensors
     standard = np.array_equal(stats.edges, tensorflow_edges())
@@ -229,8 +249,11 @@ def _dump_stats(stats: HistogramStats | TensorStatistics) -> bytes:
     return packed
 
 
-def _load_stats(packed: bytes) -> HistogramStats | TensorStatistics:
-    edges, counts, *rest = dumped = msgpack.unpackb(packed)
+def _load_stats(packed: bytes) -> HistogramStats | TensorStatistics | RankPictures:
+    dumped = msgpack.unpackb(packed)
+    if isinstance(dumped, dict):
+        return RankPictures.load(dumped)
+    edges, counts, *rest = dumped
     if isinstance(edges, list):
         return TensorStatistics.load(dumped)
     return HistogramStats(

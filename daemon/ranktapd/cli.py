@@ -27,7 +27,8 @@ In the job:
   tap.scalar("loss/train", loss, step)
 
 ranktapd keygen NAME...     keys, for tcp beyond this machine
-ranktapd check [OPTIONS]    what a daemon with these options would find; --help for each
+ranktapd check [OPTIONS]    what a daemon with these options would find
+ranktapd replay JOURNAL     a run's journal, folded again into fresh event files; --help for each
 """
 
 
@@ -38,7 +39,7 @@ start, 1 when something is wrong, 2 when the configuration cannot be read.
 """
 
 
-COMMANDS = ("keygen", "check")
+COMMANDS = ("keygen", "check", "replay")
 """What may stand first instead of options: else it is the daemon."""
 
 
@@ -51,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
         from ranktapd import keygen
 
         return keygen.main(arguments)
+    if command == "replay":
+        from ranktapd import replay
+
+        return replay.main(arguments)
     checks = command == "check"
     options = _parser(checks).parse_args(arguments)
     try:
@@ -101,6 +106,8 @@ def _parser(checks: bool) -> argparse.ArgumentParser:
     add("--metrics", metavar="HOST:PORT", help="serve Prometheus metrics there")
     add("--sync", choices=("group", "off"), help="what acknowledged means: on disk (group), or "
         "safe from a crash of the daemon only (off)")  # fmt: skip
+    add("--on-conflict", choices=("error", "suffix"), help="a job that uses the run's name of "
+        "another one that is running is told so (error), or gets NAME-2 (suffix)")  # fmt: skip
     add(
         "--straggler-timeout",
         type=float,

@@ -45,6 +45,9 @@ class Config:
     sync: str = "group"
     """`group`: acknowledged means on disk. `off`: acknowledged means safe from a crash of the
     daemon, not of the machine."""
+    on_conflict: str = "error"
+    """What becomes of a job that uses the name of a run that another job is writing to: `error`:
+    it is told so, and logs nothing; `suffix`: it gets a run of its own, `NAME-2`."""
     straggler_timeout_s: float = 10.0
     """A point that ranks have not reported is written without them after this long."""
     segment_bytes: int = limits.SEGMENT_BYTES
@@ -115,10 +118,13 @@ def _path(value: Any) -> Path:
     return Path(value).absolute()
 
 
-def _sync(value: Any) -> str:
-    if value not in ("group", "off"):
-        raise ValueError
-    return str(value)
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError
+        return str(value)
+
+    return read
 
 
 def _group(value: Any) -> str:
@@ -177,7 +183,8 @@ RULES: dict[str, Rule] = {
     "client_keys": Rule("a directory", _path),
     "insecure": Rule("true or false", _typed(bool)),
     "metrics": Rule("'HOST:PORT'", _host_and_port),
-    "sync": Rule("'group' or 'off'", _sync),
+    "sync": Rule("'group' or 'off'", _one_of("group", "off")),
+    "on_conflict": Rule("'error' or 'suffix'", _one_of("error", "suffix"), reloads=True),
     "straggler_timeout_s": _number(0.1, 86_400, "seconds", whole=False),
     "segment_bytes": dataclasses.replace(_number(1 << 16, 1 << 32, "bytes"), reloads=False),
     "min_free_bytes": _BYTES,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ranktap_wire import documents
 from ranktap_wire.records import DTYPES, Blob, Kind, byte_view
+from ranktapd.rank_pictures import RankPictures
 from ranktapd.render import hparams, layout, summaries
 from ranktapd.render.audio import audio_value
 from ranktapd.render.curves import pr_curve_raw_value, pr_curve_value
@@ -22,6 +23,7 @@ from ranktapd.render.grid import make_grid, to_uint8_hwc
 from ranktapd.render.mesh import mesh_values
 from ranktapd.render.protos import event_payload
 from ranktapd.render.tensors import tensor_value
+from ranktapd.render.tiles import tile
 
 
 def draw(blob: Blob, tag: str) -> list[bytes]:
@@ -49,6 +51,23 @@ def part_array(blob: Blob, name: str, dtype: str, *shape: int) -> NDArray[Any] |
     return np.frombuffer(blob.parts[name], DTYPES[dtype]).reshape(shape)
 
 
+def pixels_of(blob: Blob) -> NDArray[np.uint8]:
+    """A picture, or several as one, in the pixels that are shown: uint8 (H, W, C).
+
+    Raises:
+        ValueError: it cannot be drawn.
+    """
+    if blob.kind is Kind.IMAGE_GRID:
+        return to_uint8_hwc(make_grid(blob.array(), **blob.parameters), "CHW")
+    return to_uint8_hwc(blob.array(), blob.parameters["dataformats"])
+
+
+def draw_tiles(pictures: RankPictures, tag: str, step: int, wall_time: float) -> list[bytes]:
+    """The serialized `Event` of several ranks' pictures."""
+    value = summaries.image_value(tag, tile(pictures.by_rank))
+    return [event_payload(wall_time, step, value)]
+
+
 # -- one kind at a time -----------------------------------------------------------------
 
 
@@ -57,13 +76,7 @@ def _one_event(blob: Blob, *values: bytes) -> list[bytes]:
 
 
 def _picture(blob: Blob, tag: str) -> list[bytes]:
-    pixels = to_uint8_hwc(blob.array(), blob.parameters["dataformats"])
-    return _one_event(blob, summaries.image_value(tag, pixels))
-
-
-def _grid(blob: Blob, tag: str) -> list[bytes]:
-    pixels = to_uint8_hwc(make_grid(blob.array(), **blob.parameters), "CHW")
-    return _one_event(blob, summaries.image_value(tag, pixels))
+    return _one_event(blob, summaries.image_value(tag, pixels_of(blob)))
 
 
 def _boxes(blob: Blob, tag: str) -> list[bytes]:
@@ -147,7 +160,7 @@ def _hparams(blob: Blob, tag: str) -> list[bytes]:
 DRAWN: Final[dict[Kind, Callable[[Blob, str], list[bytes]]]] = {
     Kind.IMAGE: _picture,
     Kind.IMAGES: _picture,
-    Kind.IMAGE_GRID: _grid,
+    Kind.IMAGE_GRID: _picture,
     Kind.IMAGE_BOXES: _boxes,
     Kind.ENCODED_IMAGE: _encoded,
     Kind.HISTOGRAM_RAW: _histogram_raw,

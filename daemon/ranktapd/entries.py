@@ -102,6 +102,15 @@ class WindowsExpired:
 
 
 @dataclass(frozen=True, slots=True)
+class JobMoved:
+    """A job that came to this run while another one was writing to it is in a run of its own."""
+
+    kind: ClassVar[str] = "moved"
+    job: str
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
 class SessionsSoFar:
     """The first entry of every segment but the first: it can be read without those before."""
 
@@ -111,6 +120,8 @@ class SessionsSoFar:
     The rest of `about` is for the fold, which has it in its snapshot."""
     ended: list[list[Any]] = field(default_factory=list)
     """[session, last batch, replaced] of those that ended and might say hello again."""
+    moved: list[list[Any]] = field(default_factory=list)
+    """[job, run], see `JobMoved`."""
 
 
 Words = (
@@ -120,6 +131,7 @@ Words = (
     | BatchRefused
     | SessionGone
     | WindowsExpired
+    | JobMoved
     | SessionsSoFar
 )
 
@@ -132,6 +144,7 @@ _KINDS: dict[str, type[Words]] = {
         BatchRefused,
         SessionGone,
         WindowsExpired,
+        JobMoved,
         SessionsSoFar,
     )
 }

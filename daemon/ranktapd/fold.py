@@ -13,6 +13,7 @@ in `scalars`, of everything else in `blobs`, and what they write is collected in
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -36,11 +37,12 @@ from ranktapd.entries import (
 )
 from ranktapd.notices import Notices
 from ranktapd.output import Group, Output
+from ranktapd.reports import Reports
 from ranktapd.run_tags import SCALAR, RunTags
 from ranktapd.scalars import Scalars
 from ranktapd.windows import ScalarWindows
 
-FORMAT = 2
+FORMAT = 3
 """Of the state. Raised when a snapshot that a former release took means something else."""
 
 
@@ -77,6 +79,7 @@ class Fold:
         self._tags = RunTags(self._notices)
         self._scalars = Scalars(self._tags, self._group, self._notices)
         self._blobs = Blobs(self._tags, self._group, self._scalars, self._notices, executor)
+        self._reports = Reports(self._tags, self._scalars, self._blobs, self._notices)
 
     @property
     def executor(self) -> Executor:
@@ -113,11 +116,14 @@ class Fold:
                     # Its opening was in a part of the journal that is damaged.
                     self._notices.tell_once("session", "a batch of a session that is not known")
                     return
-                self._batch(entry, session, frames.read_batch(entry.frames[1:]))
+                batch = frames.read_batch(entry.frames[1:])
+                self._batch(entry, words.session, session, batch)
 
     def close_group(self, position: str) -> Output:
         """End the group at `position`; what to write of it."""
         self._write()
+        over = not self._sessions
+        self._reports.write(self._max_step, self._max_wall, self._late_by_rank, is_over=over)
         self._write_counters()
         if self._scalars.has_new_charts and not self._blobs.has_users_layout:
             self._blobs.write_value(LAYOUT_TAG, 0, self._max_wall, self._scalars.layout())
@@ -147,10 +153,11 @@ class Fold:
             self._scalars.resize(words.world_size)
             self._blobs.windows.resize(words.world_size)
         if words.session not in self._generation and words.rank in self._generation_ranks:
-            self._begin_again()
+            self._begin_again(words)
         self._generation.add(words.session)
         self._generation_ranks.add(words.rank)
         self._sessions.setdefault(words.session, _Rank(words.rank))
+        self._reports.opened(words)
         for windows in self._all_windows:
             windows.opened(words.rank)
         if words.resume_step is not None and words.resume_step != self._resumed_at:
@@ -158,12 +165,13 @@ class Fold:
             self._resumed_at = words.resume_step
             for windows in self._all_windows:
                 windows.reset(words.resume_step)
+            self._reports.reset(words.resume_step)
             # What came before stands before what follows.
             self._write()
             # In the run's own file alone, as torch does.
             self._group.add("", event_file.start_record(words.started, words.resume_step))
 
-    def _begin_again(self) -> None:
+    def _begin_again(self, words: SessionOpened) -> None:
         """A rank is there a second time: the job was started again, and may count from 0.
 
         What waits is written as it is; no step counts as late any more.
@@ -175,6 +183,7 @@ class Fold:
             for rank in ranks:
                 windows.gone(rank)
         self._write()
+        self._reports.begin_again(words, self._max_step)
         for windows in self._all_windows:
             for rank in ranks:
                 windows.opened(rank)
@@ -187,6 +196,7 @@ class Fold:
         session = self._sessions.get(words.session)
         if session is None:
             return
+        self._reports.gone(session.rank, words)
         if words.final:
             del self._sessions[words.session]
             self._gone_dropped += session.dropped
@@ -200,8 +210,9 @@ class Fold:
 
     # -- records ----------------------------------------------------------------------
 
-    def _batch(self, entry: Entry, session: _Rank, batch: Batch) -> None:
+    def _batch(self, entry: Entry, identity: bytes, session: _Rank, batch: Batch) -> None:
         session.dropped = batch.dropped_scalars + batch.dropped_blobs
+        self._reports.batch(session.rank, identity, batch)
         columns = batch.columns
         if columns is not None:
             self._max_step = max(self._max_step, int(columns.step.max()))
@@ -235,6 +246,12 @@ class Fold:
                 )
         self._written_dropped, self._written_late = dropped, late
 
+    def _late_by_rank(self) -> dict[int, int]:
+        late: Counter[int] = Counter()
+        for windows in self._all_windows:
+            late.update(windows.late_by_rank())
+        return late
+
     # -- snapshots --------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -256,6 +273,7 @@ class Fold:
             "tags": self._tags.state(),
             "scalars": self._scalars.state(),
             "blobs": self._blobs.state(),
+            "reports": self._reports.state(),
         }
 
     @classmethod
@@ -282,5 +300,7 @@ class Fold:
         group, notices = fold._group, fold._notices
         tags = fold._tags = RunTags.restore(state["tags"], notices)
         scalars = fold._scalars = Scalars.restore(state["scalars"], tags, group, notices)
-        fold._blobs = Blobs.restore(state["blobs"], tags, group, scalars, notices, executor)
+        blobs = Blobs.restore(state["blobs"], tags, group, scalars, notices, executor)
+        fold._blobs = blobs
+        fold._reports = Reports.restore(state["reports"], tags, scalars, blobs, notices)
         return fold

@@ -36,10 +36,11 @@ from ranktap_wire.records import Buffer
 from ranktapd import __version__
 from ranktapd.access import Access
 from ranktapd.config import Config
-from ranktapd.entries import BatchAccepted, BatchRefused, SessionGone
+from ranktapd.conflicts import Conflicts, job_of
+from ranktapd.entries import BatchAccepted, BatchRefused, JobMoved, SessionGone
 from ranktapd.log_budget import LogBudget
 from ranktapd.pace import Rates
-from ranktapd.runs import Run
+from ranktapd.runs import Run, RunPlace
 from ranktapd.sessions import Session
 from ranktapd.status import Metrics
 
@@ -99,6 +100,7 @@ class Intake:
         self._sender: zmq.Frame | None = None
         """The first frame of the message in hand, which knows where it came from."""
         self._log = LogBudget()
+        self._conflicts = Conflicts()
         self._early: dict[bytes, tuple[Run, Session]] = {}
         """Sessions whose acknowledgement waits until they have kept to their rates again."""
         self.full = False
@@ -187,9 +189,12 @@ class Intake:
         else:
             self._early.pop(session.opened.session, None)
             pace.acknowledged = session.window.last
-        # The clock as late as can be: a client takes the half of a beat's way for the way back.
-        now = None if sent is None else time.time()
-        self._answer(session.peer, Ack(pace.acknowledged, sent, now))
+        answer = Ack(pace.acknowledged, sent)
+        if sent is not None:
+            # As late as can be: what is not said to have been here counts as having been under way.
+            answer.held = time.monotonic() - session.last_heard
+            answer.now = time.time()
+        self._answer(session.peer, answer)
 
     def give_up_silent(self) -> None:
         """Let sessions go that were not heard of for too long."""
@@ -263,21 +268,13 @@ class Intake:
             self._answer(peer, Error(Code.BUSY, "the daemon's disk is full"))
             return
         user = _property(self._sender, "User-Id")
-        refusal = self._refusal(hello, user)
-        if refusal is not None:
-            self._count_refused(refusal.code, peer, refusal.text)
-            self._answer(peer, Error(refusal.code, refusal.text))
-            return
         try:
-            run = self._run_of(hello.run, hello.filename_suffix)
+            self._check_limits(hello, user)
+            run = self._run_for(hello)
+            self._check_key(run.place.name, user)
         except FrameError as error:
             self._count_refused(error.code, peer, error.text)
             self._answer(peer, Error(error.code, error.text))
-            return
-        if run.is_replaced(hello.session):
-            text = f"another process has become rank {hello.rank} of run {hello.run!r}"
-            self._count_refused(Code.CONFLICT, peer, text)
-            self._answer(peer, Error(Code.CONFLICT, text))
             return
         for rival in run.rivals(hello):
             # What it still sends is answered with an error, not journaled for nobody.
@@ -287,24 +284,81 @@ class Intake:
         session.pace.acknowledged = session.window.last
         self._early.pop(hello.session, None)
         self._sessions[hello.session] = (run, session)
-        self._round.answers.append((run, peer, Welcome(session.window.last, daemon=__version__)))
+        other = None if run.place.name == hello.run else run.place.name
+        welcome = Welcome(session.window.last, other, daemon=__version__)
+        self._round.answers.append((run, peer, welcome))
 
-    def _refusal(self, hello: Hello, user: str) -> FrameError | None:
-        """Why a session may not open; None: it may. `user` is the key of its connection."""
-        if self._access is not None and user:
-            text = self._access.refusal(user, hello.run)
-            if text is not None:
-                self._metrics.denied.labels("run").inc()
-                return FrameError(Code.REFUSED, text)
-            if self._access.is_gone(user):
-                # It stays and asks again: a file that is being edited is gone for a moment.
-                self._metrics.denied.labels("key-gone").inc()
-                return FrameError(Code.BUSY, "this daemon does not let its key in any more")
+    def _check_limits(self, hello: Hello, user: str) -> None:
+        """Raise FrameError when a session may not open. `user` is the key of its connection."""
+        self._check_key(hello.run, user)
         most = self._config.max_sessions
         if len(self._sessions) >= most and hello.session not in self._sessions:
             self._metrics.limited.labels("max_sessions").inc()
-            return FrameError(Code.BUSY, f"this ranktapd keeps {most} sessions (max_sessions)")
-        return None
+            raise FrameError(Code.BUSY, f"this ranktapd keeps {most} sessions (max_sessions)")
+
+    def _check_key(self, run: str, user: str) -> None:
+        """Raise FrameError when the key of a connection may not write to a run."""
+        if self._access is None or not user:
+            return
+        text = self._access.refusal(user, run)
+        if text is not None:
+            self._metrics.denied.labels("run").inc()
+            raise FrameError(Code.REFUSED, text)
+        if self._access.is_gone(user):
+            # It stays and asks again: a file that is being edited is gone for a moment.
+            self._metrics.denied.labels("key-gone").inc()
+            raise FrameError(Code.BUSY, "this daemon does not let its key in any more")
+
+    def _run_for(self, hello: Hello) -> Run:
+        """The run that a session is in: the one that it names, or, where two jobs have one name,
+        the second one's own.
+
+        Raises:
+            FrameError: it may not be in it, or not yet.
+        """
+        run = self._run_of(hello.run, hello.filename_suffix)
+        moved = run.sessions.moved.get(job_of(hello))
+        if moved is not None:
+            run = self._run_of(moved, hello.filename_suffix)
+        if run.is_replaced(hello.session):
+            raise FrameError(
+                Code.CONFLICT, f"another process has become rank {hello.rank} of run {hello.run!r}"
+            )
+        known = run.sessions.sessions.get(hello.session)
+        if moved is not None or (known is not None and not known.away):
+            return run
+        second = self._second_run(hello, run)
+        return run if second is None else self._run_of(second, hello.filename_suffix)
+
+    def _second_run(self, hello: Hello, run: Run) -> str | None:
+        """See `Conflicts.second_run`; told and journaled."""
+        job = job_of(hello)
+
+        def is_free(name: str) -> bool:
+            known = self._runs.get(name)
+            if known is not None:
+                # Its own already, when the entry below was lost with the daemon.
+                return any(each.job == job for each in known.sessions.sessions.values())
+            place = RunPlace.of(self._config.logdir, self._config.state, name)
+            return not place.state.exists() and not place.events.exists()
+
+        may_be_second = self._config.on_conflict == "suffix"
+        try:
+            second = self._conflicts.second_run(
+                hello, run.sessions.live(), time.monotonic(), is_free if may_be_second else None
+            )
+        except FrameError as error:
+            outcome = "wait" if error.code is Code.BUSY else "error"
+            self._metrics.conflicts.labels(outcome).inc()
+            raise
+        if second is not None:
+            self._metrics.conflicts.labels("suffix").inc()
+            logger.warning(
+                "two jobs use run %r at the same time: the one that came second, on %s, is in run "
+                "%r", hello.run, hello.host, second,
+            )  # fmt: skip
+            run.add(JobMoved(job, second))
+        return second
 
     def recheck_keys(self) -> None:
         """Let sessions go whose key would not open them any more, when keys have changed."""

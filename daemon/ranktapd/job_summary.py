@@ -9,7 +9,7 @@ Pure: no clock, file, socket or thread.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -129,15 +129,15 @@ class JobSummary:
 
     # -- out --------------------------------------------------------------------------
 
-    def take(self, late: Mapping[int, int]) -> str | None:
+    def take(self, late_by_rank: Callable[[], Mapping[int, int]]) -> str | None:
         """End the group: the text, where something has changed and there are several ranks.
 
-        `late`: the records of each rank that came too late; ranks without any are left out.
+        `late_by_rank` counts the records that came too late; ranks without any are left out.
         """
         has_changed, self._has_changed = self._has_changed, False
         if not has_changed or self._world_size == 1:
             return None
-        parts = [self._headline(), self._table(late), self._about()]
+        parts = [self._headline(), self._table(late_by_rank()), self._about()]
         if self._history:
             told = [[moment(when), what] for when, what in self._history]
             parts.append(table(("when", "what"), told))

@@ -34,7 +34,7 @@ TAG: Final = "ranktap/non_finite"
 INCIDENT_STEPS: Final = 100
 """One NaN turns up in more and more tags; hooks look at every hundredth step by habit."""
 ROWS: Final = 50
-"""Of a text. When a model has gone to NaN all of its tensors have: thousands of rows say no more."""
+"""Of a text. When a model has gone to NaN all its tensors have: a thousand rows say no more."""
 RECOVERIES: Final = 20
 """A tag that has been finite again so often comes and goes, and is not named any more."""
 

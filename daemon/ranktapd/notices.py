@@ -13,6 +13,10 @@ class Notices:
     def __init__(self) -> None:
         self._told: set[str] = set()
 
+    def tell(self, text: str) -> None:
+        """Log a warning."""
+        logger.warning("%s", text)
+
     def tell_once(self, key: str, text: str) -> None:
         """Log a warning, unless one of that key was logged already."""
         if key not in self._told:

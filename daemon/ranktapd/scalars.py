@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ranktap_wire.documents import Category, Chart
 from ranktap_wire.records import Across, Columns, Style, split_name
+from ranktapd.lateness import Lateness
 from ranktapd.notices import Notices
 from ranktapd.output import Group
 from ranktapd.render.layout import layout_value
@@ -60,6 +61,12 @@ class Scalars:
         self._direct: list[Rows] = []
         self.has_new_charts = False
         """Since the layout was last asked for."""
+        self._lateness: Lateness | None = None
+
+    def show_closed_to(self, lateness: Lateness) -> None:
+        """Have the windows that close measured by it."""
+        self._lateness = lateness
+        self.windows.observer = lateness.closed
 
     # -- in ---------------------------------------------------------------------------
 
@@ -120,6 +127,8 @@ class Scalars:
             )
         else:
             self.windows.declare(tag, first)
+            if self._lateness is not None:
+                self._lateness.declare(tag, self._tags.names[tag])
 
     # -- out --------------------------------------------------------------------------
 

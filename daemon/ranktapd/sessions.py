@@ -8,6 +8,7 @@ from ranktap_wire.delivery import ReceiveWindow
 from ranktapd.entries import (
     BatchAccepted,
     BatchRefused,
+    JobMoved,
     SessionGone,
     SessionOpened,
     SessionsSoFar,
@@ -46,6 +47,10 @@ ENDED_MAX = 10_000
 beginning of a segment. A rank comes back within seconds, or not at all."""
 
 
+MOVED_MAX = 1_000
+"""Jobs of which a run remembers that they went to another one, the latest."""
+
+
 @dataclass(slots=True)
 class Ended:
     """A session that has said bye, or was replaced."""
@@ -63,6 +68,8 @@ class RunSessions:
     sessions: dict[bytes, Session] = field(default_factory=dict)
     """Those that are open: one a rank at most."""
     ended: dict[bytes, Ended] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
+    """Job to the run where it is instead of here."""
 
     def live(self) -> list[Session]:
         return [session for session in self.sessions.values() if not session.away]
@@ -87,7 +94,12 @@ class RunSessions:
                         del self.ended[next(iter(self.ended))]
                 elif session is not None:
                     session.away = True
+            case JobMoved():
+                self.moved[words.job] = words.run
+                while len(self.moved) > MOVED_MAX:
+                    del self.moved[next(iter(self.moved))]
             case SessionsSoFar():
+                self.moved = dict(words.moved)
                 self.ended = {
                     identity: Ended(last, replaced) for identity, last, replaced in words.ended
                 }
@@ -127,4 +139,5 @@ class RunSessions:
                 for session in self.sessions.values()
             ],
             [[identity, ended.last, ended.replaced] for identity, ended in self.ended.items()],
+            [[job, run] for job, run in self.moved.items()],
         )

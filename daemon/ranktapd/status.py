@@ -20,6 +20,7 @@ class Metrics:
     admitted: Counter = field(init=False)
     denied: Counter = field(init=False)
     limited: Counter = field(init=False)
+    conflicts: Counter = field(init=False)
     batches: Counter = field(init=False)
     scalars: Counter = field(init=False)
     blobs: Counter = field(init=False)
@@ -46,6 +47,9 @@ class Metrics:
         self.admitted = counter("admitted", "Connections let in by their key")
         self.denied = counter("denied", "Connections and sessions not let in, by reason", "reason")
         self.limited = counter("limited", "Messages that met a limit, by its name", "limit")
+        self.conflicts = counter(
+            "conflicts", "Hellos for a run of another job, by what came of it", "outcome"
+        )
         self.batches = counter("batches", "Batches by what their number said", "verdict")
         self.scalars = counter("scalars", "Scalars journaled")
         self.blobs = counter("blobs", "Other records journaled")

@@ -41,6 +41,7 @@ class TagTable:
         self._last = np.full(_LEAST_TAGS, INT64_MIN, np.int64)
         self._any_closed = np.zeros(_LEAST_TAGS, bool)
         self._late = np.zeros(_LEAST_TAGS, np.int64)
+        self._late_of_rank = np.zeros(world_size, np.int64)
         self._has_rank0 = False
         self.ignored_total = 0
 
@@ -53,6 +54,11 @@ class TagTable:
         """`late_total` by tag; tags without late records are left out."""
         late = self._late.nonzero()[0]
         return dict(zip(late.tolist(), self._late[late].tolist(), strict=True))
+
+    def late_by_rank(self) -> dict[int, int]:
+        """`late_total` by rank; ranks without late records are left out."""
+        late = self._late_of_rank.nonzero()[0]
+        return dict(zip(late.tolist(), self._late_of_rank[late].tolist(), strict=True))
 
     def declare(self, tag: int, policy: str, expected: int) -> None:
         """Enter a tag whose first window waits for the ranks of `expected`.
@@ -92,6 +98,7 @@ class TagTable:
         """Make room for more ranks in the sets."""
         self._world_size = world_size
         self.expected = grown(self.expected, (self.policy.size, set_words(world_size)), 0)
+        self._late_of_rank = grown(self._late_of_rank, (world_size,), 0)
 
     def counting(self, tags: Ints, steps: Ints, ranks: Ints) -> npt.NDArray[np.bool_] | None:
         """Which records go into a window; None: all.
@@ -120,6 +127,7 @@ class TagTable:
         late = late & ~never_closed
         np.add.at(self._late, tags[late], 1)
         late_ranks = ranks[late]
+        np.add.at(self._late_of_rank, late_ranks, 1)
         np.bitwise_or.at(self.expected, (tags[late], late_ranks >> 6), BIT[late_ranks & 63])
         return ~dropped | never_closed
 
@@ -147,6 +155,7 @@ class TagTable:
             "any_closed": dump(self._any_closed),
             "last": dump(self._last),
             "late": dump(self._late),
+            "late_of_rank": dump(self._late_of_rank),
         }
 
     @classmethod
@@ -160,6 +169,7 @@ class TagTable:
         table._any_closed = load(state["any_closed"])
         table._last = load(state["last"])
         table._late = load(state["late"])
+        table._late_of_rank = load(state["late_of_rank"])
         table._has_rank0 = bool((table.policy == RANK0).any())
         return table
 

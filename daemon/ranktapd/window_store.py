@@ -45,11 +45,12 @@ class Records(NamedTuple):
     """The records of some windows: all of the first, then all of the second ..., by rank.
 
     `counts`: how many each window has, at least 1. `owners`: the number of each
-    record's window.
+    record's window. `ranks`: whose it is.
     """
 
     counts: Ints
     owners: Ints
+    ranks: Ints
     walls: Floats
     values: Floats
 
@@ -192,6 +193,7 @@ class WindowStore:
         """The records of the windows at `positions`."""
         slots = self.index.slots[positions]
         blocks, seen = self._block[slots], self._seen[slots]
+        column = None
         if self._columns == 1:
             window, blocks, words = np.arange(slots.size), blocks[:, 0], seen
         else:
@@ -201,9 +203,10 @@ class WindowStore:
         octets = words.view(np.uint8)[:, : -(-self._width // 8)]
         which, place = np.unpackbits(octets, axis=1, bitorder="little").nonzero()
         owners = window[which]
-        place += blocks[which] * self._width
+        ranks = place if column is None else place + column[which] * BLOCK_RANKS
+        place = blocks[which] * self._width + place
         counts = np.bincount(owners, minlength=slots.size)
-        return Records(counts, owners, self._walls[place], self._values[place])
+        return Records(counts, owners, ranks, self._walls[place], self._values[place])
 
     def remove(self, positions: Ints) -> None:
         """Forget the windows at `positions`: at least one, ascending."""

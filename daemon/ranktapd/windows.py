@@ -24,6 +24,7 @@ its reporters are the ones expected of the next.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -49,6 +50,9 @@ CHUNK_ROWS = 16_384
 _RECORDS_AT_ONCE = 1 << 19
 
 _RUN_AT_ONCE = 1024  # windows of one tag that are followed at once; arbitrary
+
+Observer = Callable[[Ints, Ints, Records], None]
+"""Takes windows by their tags and steps, within a tag in step order, and their records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,8 @@ class ScalarWindows:
         self._closed: list[Closed] = []
         # Ranks left or were given up on since the last sweep: any tag may have windows to close.
         self._any_tag = False
+        self.observer: Observer | None = None
+        """Is shown the records of each window that closes."""
 
     @property
     def world_size(self) -> int:
@@ -145,6 +151,10 @@ class ScalarWindows:
     def late_by_tag(self) -> dict[int, int]:
         """`late_total` by tag; tags without late records are left out."""
         return self._table.late_by_tag()
+
+    def late_by_rank(self) -> dict[int, int]:
+        """`late_total` by rank; ranks without late records are left out."""
+        return self._table.late_by_rank()
 
     def oldest_open_seq(self) -> int | None:
         """The journal entry of the oldest open window's first record; None if none is open.
@@ -360,7 +370,10 @@ class ScalarWindows:
             tags, steps = store.index.tags(part), store.index.steps(part)
             self._table.note_closed(tags, steps)
             policies = self._table.policy[tags]
-            self._closed.append(_merged(tags, steps, policies, store.records(part)))
+            records = store.records(part)
+            if self.observer is not None:
+                self.observer(tags, steps, records)
+            self._closed.append(_merged(tags, steps, policies, records))
         store.remove(positions)
 
     def _find_closing(self, tags: Ints, ahead: Ints, forced_seq: int | None) -> tuple[Ints, int]:
@@ -452,7 +465,7 @@ class ScalarWindows:
 @np.errstate(invalid="ignore")  # a signalling NaN is data, not an error
 def _merged(tags: Ints, steps: Ints, policies: npt.NDArray[np.int8], records: Records) -> Closed:
     """One point for each window; see `Closed` for what stays the same."""
-    counts, owners, walls, values = records
+    counts, owners, _, walls, values = records
     starts = counts.cumsum() - counts
     # bincount adds one by one in the order given, on every machine; add.reduceat adds in
     # pairs, and how it pairs them is numpy's affair.

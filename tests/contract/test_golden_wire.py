@@ -40,6 +40,7 @@ from ranktap_wire.records import Across, Batch, Blob, Buffer, Columns, Kind, Sty
 from ranktapd.entries import (
     BatchAccepted,
     BatchRefused,
+    JobMoved,
     RunBegins,
     SessionGone,
     SessionOpened,
@@ -182,7 +183,7 @@ FROM_DAEMON: dict[str, DaemonMessage] = {
     "welcome": Welcome(5, daemon="0.1.0", limits={"record_bytes": 67_108_864}),
     "welcome to another run": Welcome(5, "digits/lr=0.1-2", daemon="0.1.0"),
     "ack": Ack(5),
-    "ack of a beat": Ack(5, 12.5, WALL),
+    "ack of a beat": Ack(5, 12.5, WALL, 0.25),
     "bye answer": ByeAnswer(),
     "error": Error(Code.GAP, "batch 6 is missing", 5),
     "error without a number": Error(Code.BUSY, "the daemon's disk is full"),
@@ -192,7 +193,11 @@ OPENED = SessionOpened(SESSION, 1, 4, "node-7", 4_711, WALL, -5, 5, ABOUT)
 GROUPS: list[list[tuple[Words, list[bytes]]]] = [
     [(RunBegins(WALL, "loghost", 99, ".x"), [])],
     [(OPENED, []), (BatchAccepted(SESSION, 6), as_bytes(frames.pack_batch(SESSION, 6, BATCH)))],
-    [(BatchRefused(SESSION, 7), []), (WindowsExpired(3), [])],
+    [
+        (BatchRefused(SESSION, 7), []),
+        (WindowsExpired(3), []),
+        (JobMoved("slurm-18", "digits/lr=0.1-2"), []),
+    ],
     [
         (SessionGone(SESSION, final=False), []),
         (SessionGone(SESSION, final=True, replaced=True), []),
@@ -200,6 +205,7 @@ GROUPS: list[list[tuple[Words, list[bytes]]]] = [
             SessionsSoFar(
                 [[SESSION, 1, 4, "node-7", 4_711, WALL, 7, True, "slurm-17"]],
                 [[bytes(16), 1 << 40, True]],
+                [["slurm-18", "digits/lr=0.1-2"]],
             ),
             [],
         ),
@@ -254,7 +260,7 @@ def test_a_segment_of_version_1_is_read_as_what_was_appended(tmp_path: Path) -> 
     read = read_journal(tmp_path, len(expected))
     assert read.damages == []
     assert read.ends_group == {
-        1: True, 2: False, 3: True, 4: False, 5: True, 6: False, 7: False, 8: True,
+        1: True, 2: False, 3: True, 4: False, 5: False, 6: True, 7: False, 8: False, 9: True,
     }  # fmt: skip
     for (words, others), found in zip(expected, read.entries.values(), strict=True):
         assert read_entry([memoryview(found[0])]) == words
@@ -266,8 +272,8 @@ def test_a_segment_of_version_1_is_continued(tmp_path: Path) -> None:
     path = segment_path(tmp_path, 1)
     path.write_bytes(SEGMENT.read_bytes())
     writer = JournalWriter(tmp_path)
-    assert (writer.last, writer.cut) == (8, None)
-    assert writer.append([[b"more"]]) == 9
+    assert (writer.last, writer.cut) == (9, None)
+    assert writer.append([[b"more"]]) == 10
     assert path.read_bytes().startswith(SEGMENT.read_bytes())
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ranktap.keys import Address
 from ranktap.outbox import Outbox, Sealed
 from ranktap.tap import Tap
 from ranktap_wire import frames
@@ -45,7 +46,7 @@ def tap() -> Iterator[Tap]:
     """A tap whose sender is still looking for a daemon: only the calling thread does anything."""
     is_there, is_over = threading.Event(), threading.Event()
 
-    def locate() -> str:
+    def locate() -> Address:
         is_there.set()
         is_over.wait()
         raise OSError("no daemon")

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -26,11 +28,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from ranktap_wire.delivery import ReceiveWindow, SendWindow, Verdict
 from ranktapd import window_index
 from ranktapd import windows as scalar_module
 from ranktapd.blob_windows import RECORD_BYTES, WINDOW_BYTES, MergeWindows
+from ranktapd.lateness import Lateness
 from ranktapd.rank_sets import set_of, to_int
-from ranktapd.window_store import block_bytes, window_bytes
+from ranktapd.window_rows import Ints
+from ranktapd.window_store import Records, block_bytes, window_bytes
 from ranktapd.windows import ScalarWindows
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
@@ -55,6 +60,7 @@ class ReferenceTag:
         self.is_new = True
         self.last: int | None = None
         self.late = 0
+        self.late_of: Counter[int] = Counter()
 
 
 class ReferenceWindow:
@@ -88,6 +94,8 @@ class Reference:
         self.absent: set[int] = set()
         self.expire_seq = -1
         self.closed: list[tuple[Any, ...]] = []
+        self.shown: list[tuple[int, int, list[Any]]] = []
+        """The windows that closed, each with its records by rank."""
         self.added = self.repeated = self.ignored = self.discarded = 0
         self.incomplete = self.in_closed = 0
 
@@ -103,6 +111,7 @@ class Reference:
             self.ignored += 1
         elif known.last is not None and step <= known.last:
             known.late += 1
+            known.late_of[rank] += 1
             known.expected.add(rank)
         else:
             window = self.windows.setdefault((tag, step), ReferenceWindow(seq))
@@ -172,6 +181,7 @@ class Reference:
                 wall = max(record[0] for record in records)
                 point = self.merge(tag.policy, records)
                 self.closed.append((number, step, wall, point, len(records)))
+                self.shown.append((number, step, sorted(window.records.items())))
         given_up = missed - self.with_session
         self.absent |= given_up
         for tag in self.tags.values():
@@ -196,6 +206,7 @@ class Reference:
         return {
             "late_total": late,
             "late_by_tag": {number: tag.late for number, tag in self.tags.items() if tag.late},
+            "late_by_rank": sum((tag.late_of for tag in self.tags.values()), Counter()),
             "repeated_total": self.repeated,
             "ignored_total": self.ignored,
             "discarded_total": self.discarded,
@@ -210,6 +221,7 @@ def counters_of(windows: Any) -> dict[str, Any]:
     return {
         "late_total": windows.late_total,
         "late_by_tag": windows.late_by_tag(),
+        "late_by_rank": windows.late_by_rank(),
         "repeated_total": windows.repeated_total,
         "ignored_total": windows.ignored_total,
         "discarded_total": windows.discarded_total,
@@ -264,6 +276,21 @@ def points_of(closed: scalar_module.Closed) -> list[tuple[Any, ...]]:
             strict=True,
         )
     )
+
+
+def windows_of(
+    tags: Ints, steps: Ints, records: Records
+) -> list[tuple[int, int, list[tuple[int, float, bytes]]]]:
+    """Tag, step and records (rank, wall time, bits of the value) of windows that were shown."""
+    ends = records.counts.cumsum().tolist()
+    ranks, walls, values = (
+        column.tolist() for column in (records.ranks, records.walls, records.values)
+    )
+    found = []
+    for tag, step, begin, end in zip(tags.tolist(), steps.tolist(), [0, *ends], ends, strict=False):
+        rows = range(begin, end)
+        found.append((tag, step, [(ranks[i], walls[i], bits(values[i])) for i in rows]))
+    return found
 
 
 class Windows(RuleBasedStateMachine):
@@ -351,7 +378,12 @@ class Scalars(Windows):
         self.windows = ScalarWindows(world_size, memory_bytes=memory)
         self.reference = Reference(world_size, memory, merge_scalars, scalar_cost)
         self.pending_rows = 0
+        self.shown: list[tuple[int, int, list[Any]]] = []
+        self.windows.observer = self.observe
         self.start(world_size)
+
+    def observe(self, tags: Ints, steps: Ints, records: Records) -> None:
+        self.shown += windows_of(tags, steps, records)
 
     def declare(self, tag: int) -> None:
         self.windows.declare(tag, TAGS[tag])
@@ -421,11 +453,20 @@ class Scalars(Windows):
     def compare(self) -> None:
         self.pending_rows = 0
         assert points_of(self.windows.close_group()) == self.reference.close_group()
+        reference, self.reference.shown = self.reference.shown, []
+        shown, self.shown = self.shown, []
+        # In the same order within a tag.
+        assert sorted(shown, key=lambda window: window[0]) == [
+            (tag, step, [(rank, wall, bits(value)) for rank, (wall, value) in records])
+            for tag, step, records in sorted(reference, key=lambda window: window[0])
+        ]
         expected = {tag: to_int(self.windows._table.expected[tag]) for tag in self.reference.tags}
         assert expected == self.reference.expected()
 
     def restored(self) -> ScalarWindows:
-        return ScalarWindows.restore(msgpack.unpackb(msgpack.packb(self.windows.state())))
+        windows = ScalarWindows.restore(msgpack.unpackb(msgpack.packb(self.windows.state())))
+        windows.observer = self.observe
+        return windows
 
 
 class Trail:
@@ -551,3 +592,192 @@ def test_points_do_not_depend_on_the_order_in_which_ranks_report(
         results.append(points_of(windows.close_group()))
     assert len(results[0]) >= 3 * (len(TAGS) - 1)
     assert results[0] == results[1]
+
+
+# -- the way there --------------------------------------------------------------------------
+
+Row = tuple[int, int]
+"""Tag and step."""
+
+
+@dataclass
+class Sending:
+    """A rank that sends batches over a network that loses, repeats and reorders them."""
+
+    rank: int
+    batches: list[list[Row]]
+    window: SendWindow[list[Row]] = field(default_factory=lambda: SendWindow(1 << 20, 3))
+    journaled: ReceiveWindow = field(default_factory=ReceiveWindow)
+    on_its_way: list[tuple[int, list[Row]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for batch in self.batches:
+            self.window.push(batch, 1)
+
+    def send(self) -> None:
+        while (numbered := self.window.due()) is not None:
+            self.on_its_way.append((numbered.number, numbered.batch))
+
+
+def value_of(rank: int, tag: int, step: int) -> float:
+    """Of whole numbers sums are exact: what is in one tells whose they are."""
+    return float(rank + 1 << 10) + tag + step
+
+
+class Plan:
+    """A job: what its ranks log, and what happens on the way to the windows and in them."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        ranks = data.draw(st.integers(2, 4), label="ranks")
+        steps = st.sets(st.integers(0, 6), max_size=7)
+        self.senders = []
+        for rank in range(ranks):
+            rows = [
+                (tag, step)
+                for step in sorted(data.draw(steps, label=f"steps of {rank}"))
+                for tag in data.draw(st.sampled_from([(0,), (1,), (0, 1), (1, 4)]), label="tags")
+            ]
+            size = data.draw(st.integers(1, 4), label="rows of a batch")
+            batches = [rows[first : first + size] for first in range(0, len(rows), size)]
+            self.senders.append(Sending(rank, batches))
+        self.windows = ScalarWindows(ranks)
+        for tag in (0, 1, 4):
+            self.windows.declare(tag, TAGS[tag])
+        self.seq = 0
+        self.shown: list[tuple[int, int, list[tuple[int, float, bytes]]]] = []
+        self.windows.observer = lambda *columns: self.shown.extend(windows_of(*columns))
+        self.points: dict[Row, tuple[Any, ...]] = {}
+        self.logged = {
+            (sender.rank, *row) for sender in self.senders for batch in sender.batches
+            for row in batch
+        }  # fmt: skip
+
+    def arrive(self, sender: Sending, number: int, batch: list[Row]) -> None:
+        """What the intake does: only the batch that follows is taken, once."""
+        if sender.journaled.judge(number) is Verdict.NEXT:
+            sender.journaled.accept(number)
+            self.seq += 1
+            tags, steps = (np.array(column) for column in zip(*batch, strict=True))
+            values = np.array([value_of(sender.rank, *row) for row in batch])
+            walls = 100.0 * steps + sender.rank
+            self.windows.add(self.seq, sender.rank, tags, steps, walls, values)
+        sender.window.acknowledged(sender.journaled.last)
+
+    def close_group(self) -> None:
+        for point in points_of(self.windows.close_group()):
+            assert point[:2] not in self.points, "a window closes once"
+            self.points[point[:2]] = point[2:]
+
+    def step(self, data: st.DataObject, *, has_stragglers: bool) -> None:
+        sender = data.draw(st.sampled_from(self.senders))
+        ways = ["send", "arrive", "arrive", "arrive", "lose", "repeat", "reconnect", "group"]
+        way = data.draw(st.sampled_from(ways + ["give up", "leave"] * has_stragglers))
+        there = sender.on_its_way
+        if way in ("arrive", "lose", "repeat") and there:
+            # Any of them: what was sent later may come first.
+            at = data.draw(st.integers(0, len(there) - 1))
+            message = there[at] if way == "repeat" else there.pop(at)
+            if way != "lose":
+                self.arrive(sender, *message)
+        elif way == "send":
+            sender.send()
+        elif way == "reconnect":
+            sender.window.rewind()
+        elif way == "group":
+            self.close_group()
+        elif way == "give up":
+            self.windows.expire(self.seq)
+        elif way == "leave":
+            self.windows.gone(sender.rank)
+            self.windows.opened(sender.rank)
+
+    def finish(self) -> None:
+        """All that is still held arrives in the end, as the client goes on until it does."""
+        for sender in self.senders:
+            while len(sender.window):
+                sender.window.rewind()
+                sender.send()
+                for message in sender.on_its_way:
+                    self.arrive(sender, *message)
+                sender.on_its_way.clear()
+        self.close_group()
+        for sender in self.senders:
+            self.windows.gone(sender.rank)
+        self.close_group()
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data(), has_stragglers=st.booleans())
+def test_whatever_happens_to_batches_each_record_is_in_one_window_or_late(
+    data: st.DataObject, has_stragglers: bool
+) -> None:
+    plan = Plan(data)
+    for _ in range(data.draw(st.integers(0, 40), label="length")):
+        plan.step(data, has_stragglers=has_stragglers)
+    plan.finish()
+    merged = [(rank, tag, step) for tag, step, records in plan.shown for rank, _, _ in records]
+    assert len(merged) == len(set(merged)), "a record is in one window at most"
+    late = Counter(rank for rank, _, _ in plan.logged - set(merged))
+    assert plan.windows.late_by_rank() == late, "and what is in none is late"
+    assert plan.windows.open_windows == 0
+    assert len(merged) + plan.windows.late_total == len(plan.logged)
+    if not has_stragglers:
+        assert not late, "nothing was given up on"
+    # The reference sees all of a window's records at once, as they were logged.
+    expected = {}
+    for tag, step in {(tag, step) for _, tag, step in merged}:
+        ranks = sorted(rank for rank, *row in merged if row == [tag, step])
+        records = [(100.0 * step + rank, value_of(rank, tag, step)) for rank in ranks]
+        point = merge_scalars(TAGS[tag], records)
+        expected[tag, step] = (max(wall for wall, _ in records), point, len(ranks))
+    assert plan.points == expected
+
+
+@settings(deadline=None)
+@given(data=st.data(), world_size=st.integers(2, 5))
+def test_how_late_ranks_are_does_not_depend_on_the_order_in_which_windows_close(
+    data: st.DataObject, world_size: int
+) -> None:
+    keys = st.sets(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=12)
+    windows = {
+        key: data.draw(
+            st.dictionaries(st.integers(0, world_size - 1), WALLS, min_size=1), label=str(key)
+        )
+        for key in sorted(data.draw(keys, label="windows"))
+    }
+    offsets = data.draw(st.one_of(st.none(), st.lists(WALLS, min_size=5, max_size=5)))
+    lateness = Lateness(world_size)
+    if offsets is not None:
+        lateness.offsets = np.array(offsets[:world_size])
+    order = data.draw(st.permutations(sorted(windows)), label="order")
+    size = data.draw(st.integers(1, 12), label="windows that close at once")
+    for start in range(0, len(order), size):
+        some = [(key, sorted(windows[key].items())) for key in order[start : start + size]]
+        rows = [row for _, records in some for row in records]
+        lateness.closed(
+            np.array([key[0] for key, _ in some]),
+            np.array([key[1] for key, _ in some]),
+            Records(
+                np.array([len(records) for _, records in some]),
+                np.arange(len(some)).repeat([len(records) for _, records in some]),
+                np.array([rank for rank, _ in rows]),
+                np.array([wall for _, wall in rows]),
+                np.ones(len(rows)),
+            ),
+        )
+    expected: dict[int, dict[int, float]] = {}
+    for (_, step), records in windows.items():
+        if len(records) > 1:
+            shift = offsets or [0.0] * world_size
+            adjusted = {rank: wall + shift[rank] for rank, wall in records.items()}
+            for rank, wall in adjusted.items():
+                of_step = expected.setdefault(step, {})
+                behind = wall - min(adjusted.values())
+                of_step[rank] = max(of_step.get(rank, 0.0), behind)
+    found = {
+        step.number: {
+            rank: late for rank, late in enumerate(step.late.tolist()) if not math.isnan(late)
+        }
+        for step in lateness.take(is_over=True)
+    }
+    assert found == expected

@@ -60,12 +60,21 @@ def test_a_picture_without_boxes_is_as_it_was_and_the_callers_is_not_drawn_on() 
     np.testing.assert_array_equal(plain, before)
 
 
-@pytest.mark.parametrize("coordinate", [np.nan, np.inf, -np.inf, 2 * COORDINATE_MAX])
-def test_a_coordinate_that_cannot_be_drawn_is_refused(coordinate: float) -> None:
+def test_a_box_with_a_nan_is_left_out_and_the_others_are_drawn() -> None:
+    plain = np.zeros((40, 60, 3), np.uint8)
     boxes = BOXES.copy()
-    boxes[1, 2] = coordinate
-    with pytest.raises(ValueError, match="boxes: expected coordinates of at most 1e"):
-        with_boxes(np.zeros((9, 7, 3), np.uint8), boxes)
+    boxes[1, 2] = np.nan
+    left = [0, 2, 3]
+    expected = with_boxes(plain, BOXES[left], [LABELS[number] for number in left])
+    np.testing.assert_array_equal(with_boxes(plain, boxes, LABELS), expected)
+
+
+@pytest.mark.parametrize("far", [np.inf, 3 * COORDINATE_MAX, 1e300])
+def test_of_a_box_that_ends_nowhere_the_lines_on_the_picture_are_drawn(far: float) -> None:
+    plain = np.zeros((40, 60, 3), np.uint8)
+    expected = with_boxes(plain, np.array([[10, -100, 200, 20]]))
+    assert expected.any()
+    np.testing.assert_array_equal(with_boxes(plain, np.array([[10, -far, far, 20]])), expected)
 
 
 def test_a_box_far_beyond_the_picture_takes_no_time_and_leaves_it_alone() -> None:

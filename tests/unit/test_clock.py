@@ -12,10 +12,13 @@ WALL = 1_700_000_000.0
 """This machine's wall clock when its monotonic clock says 0."""
 
 
-def ask(clock: Clock, at: float, ahead: float, there: float, back: float) -> None:
+def ask(
+    clock: Clock, at: float, ahead: float, there: float, back: float, held: float = 0.0
+) -> None:
     """A round trip that begins at `at`, with a daemon whose clock is `ahead`."""
-    received = at + there + back
-    clock.heard(at, received, WALL + received, WALL + at + there + ahead)
+    answered = at + there + held
+    received = answered + back
+    clock.heard(at, received, WALL + received, WALL + answered + ahead, held)
 
 
 def test_before_the_first_round_trip_nothing_is_known() -> None:
@@ -41,22 +44,31 @@ def test_a_way_that_takes_all_of_the_round_trip_makes_it_wrong_by_what_is_said(
     assert offset == pytest.approx(-2.0 + (there - back) / 2, abs=1e-6)
 
 
+def test_what_the_daemon_has_in_hand_makes_nothing_wrong() -> None:
+    clock = Clock()
+    ask(clock, 10.0, 3.5, 0.25, 0.25, held=20.0)
+    assert clock.estimate(30.5) == (
+        pytest.approx(3.5, abs=1e-6), pytest.approx(0.25, abs=21 * DRIFT),
+    )  # fmt: skip
+
+
+SECONDS = st.floats(0.0, 2.0)
+
+
 @given(
     st.floats(-1e6, 1e6),
     st.floats(-DRIFT, DRIFT),
-    st.lists(
-        st.tuples(st.floats(0.01, 100.0), st.floats(0.0, 2.0), st.floats(0.0, 2.0)), min_size=1
-    ),
+    st.lists(st.tuples(st.floats(0.01, 100.0), SECONDS, SECONDS, SECONDS), min_size=1),
 )
 def test_it_is_never_wrong_by_more_than_is_said_while_clocks_drift(
-    ahead: float, drift: float, trips: list[tuple[float, float, float]]
+    ahead: float, drift: float, trips: list[tuple[float, float, float, float]]
 ) -> None:
     clock = Clock()
     at = 0.0
-    for pause, there, back in trips:
+    for pause, there, held, back in trips:
         at += pause
-        ask(clock, at, ahead + drift * (at + there), there, back)
-        at += there + back
+        ask(clock, at, ahead + drift * (at + there + held), there, back, held)
+        at += there + held + back
         estimate = clock.estimate(at)
         assert estimate is not None
         offset, error = estimate
@@ -98,8 +110,10 @@ def test_a_clock_that_was_set_is_measured_anew() -> None:
     assert clock.estimate(5.2) == (pytest.approx(3_600.0), pytest.approx(0.1, abs=1e-5))
 
 
-@pytest.mark.parametrize("received", [4.9, 70.0])
-def test_an_answer_from_the_future_or_from_long_ago_says_nothing(received: float) -> None:
+@pytest.mark.parametrize(("received", "held"), [(4.9, 0.0), (70.0, 0.0), (6.0, 1.1), (6.0, -1.0)])
+def test_an_answer_that_cannot_be_or_is_of_long_ago_says_nothing(
+    received: float, held: float
+) -> None:
     clock = Clock()
-    clock.heard(5.0, received, WALL, WALL)
+    clock.heard(5.0, received, WALL, WALL, held)
     assert clock.estimate(received) is None

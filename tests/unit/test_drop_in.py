@@ -328,6 +328,9 @@ WRONG: list[tuple[str, type[Exception], Callable[[SummaryWriter], None]]] = [
     ("tag_scalar_dict", TypeError, lambda w: w.add_scalars("c", [1.0])),  # type: ignore[arg-type]
     ("metric_dict", TypeError, lambda w: w.add_hparams({}, [1.0])),  # type: ignore[arg-type]
     ("layout", TypeError, lambda w: w.add_custom_scalars([1.0])),  # type: ignore[arg-type]
+    ("max_bins", TypeError, lambda w: w.add_histogram("a", ARRAY, max_bins="few")),  # type: ignore[arg-type]
+    ("num_thresholds", TypeError, lambda w: w.add_pr_curve("a", [1], [1], num_thresholds="few")),  # type: ignore[arg-type]
+    ("run_name", TypeError, lambda w: w.add_hparams({}, {}, run_name=5)),  # type: ignore[arg-type]
     ("layout['c']['t']", TypeError, lambda w: w.add_custom_scalars({"c": {"t": ["Margin"]}})),
     ("hparam_dict['x']", TypeError, lambda w: w.add_hparams({"x": [1, 2]}, {})),
     ("metric_dict['x']", TypeError, lambda w: w.add_hparams({}, {"x": "high"})),

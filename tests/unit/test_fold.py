@@ -236,7 +236,8 @@ def test_the_band_of_a_tag_has_its_style() -> None:
         (value.tag, list(value.tensor.double_val))
         for event in events(journal.output)
         for value in event.summary.value
-    ][:3] == [("loss", [0.6000000000000001]), ("ranks/loss/min", [0.1]), ("ranks/loss/max", [1.1])]
+        if "loss" in value.tag
+    ] == [("loss", [0.6000000000000001]), ("ranks/loss/min", [0.1]), ("ranks/loss/max", [1.1])]
 
 
 def test_a_resumed_step_is_said_in_the_runs_own_file_alone() -> None:
@@ -263,5 +264,5 @@ def test_a_fold_with_sub_runs_goes_on_from_its_state_with_the_same_bytes() -> No
 
 def test_a_snapshot_of_another_format_is_refused() -> None:
     state = begun(1).fold.state() | {"format": 1}
-    with pytest.raises(ValueError, match="a snapshot of format 1, this release reads 2"):
+    with pytest.raises(ValueError, match="a snapshot of format 1, this release reads 3"):
         Fold.restore(state, ThreadPoolExecutor(1))

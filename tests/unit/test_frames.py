@@ -128,7 +128,7 @@ def test_the_largest_number_of_scalars_tags_and_records_comes_back() -> None:
     "answer",
     [
         Welcome(0), Welcome(STEP_MAX, daemon="1.2", limits={"record_bytes": 1}),
-        Welcome(0, "another run"), Ack(0), Ack(7), Ack(7, 1.25), Ack(7, 1.25, 1e9), ByeAnswer(),
+        Welcome(0, "another run"), Ack(0), Ack(7), Ack(7, 1.25), Ack(7, 1.25, 1e9, 0.5), ByeAnswer(),
         Error(Code.GAP, "batch 3 is missing", 2), Error("a code of the future", "", None),
     ],
     ids=repr,
@@ -398,7 +398,7 @@ def record(**changed: Any) -> Callable[[list[bytes]], list[bytes]]:
         (record(wall=math.nan), "wall: expected a finite number, got nan"),
         (record(wall=math.inf), "wall: expected a finite number, got inf"),
         (record(wall=None), "wall: expected a finite number, got None"),
-        (record(across=8), "across: expected a whole number from 0 to 8, got 9"),
+        (record(across=9), "across: expected a whole number from 0 to 8, got 9"),
         (record(across=0), "across: expected 'each', 'rank0', 'tile' for the kind image"),
         (record(dtype=7), "dtype: expected a name, got 7"),
         (record(dtype="object"), "dtype: expected one of 'bool', 'int8'"),
@@ -598,7 +598,7 @@ def test_a_mutated_answer_is_refused_or_understood_and_nothing_else(
     seed: int, mutate: messages.Mutation
 ) -> None:
     rng = random.Random(seed)
-    answers = (Welcome(3, "run"), Ack(3, 1.5, 1e9), ByeAnswer(), Error(Code.GAP, "missing", 2))
+    answers = (Welcome(3, "run"), Ack(3, 1.5, 1e9, 0.5), ByeAnswer(), Error(Code.GAP, "missing", 2))
     parts = mutate(rng, as_bytes(frames.pack_answer(rng.choice(answers))))
     try:
         assert isinstance(frames.read_answer(parts), DaemonMessage)
@@ -608,7 +608,12 @@ def test_a_mutated_answer_is_refused_or_understood_and_nothing_else(
 
 @pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: repr(value)[:20])
 def test_an_answer_with_an_odd_value_in_any_field_is_refused_or_understood(value: Any) -> None:
-    for answer in (Welcome(3, "run"), Ack(3, 1.5, 1e9), ByeAnswer(), Error(Code.GAP, "missing", 2)):
+    for answer in (
+        Welcome(3, "run"),
+        Ack(3, 1.5, 1e9, 0.5),
+        ByeAnswer(),
+        Error(Code.GAP, "missing", 2),
+    ):
         parts = as_bytes(frames.pack_answer(answer))
         for name in header(parts):
             try:

@@ -49,6 +49,7 @@ def test_what_is_taken_for_a_key_is_one(text: str) -> None:
         (SECRET[:-1] + "~", "in Z85, got other characters"),
         ("#" * 40, "in Z85, got other characters"),  # digits of Z85, and more than 32 bytes
     ],
+    ids=["none", "number", "empty", "short", "no digit", "too large"],
 )
 def test_what_is_no_key_is_named_and_not_quoted(given: object, what: str) -> None:
     with pytest.raises(ValueError, match=f"^place: expected a key.*{what}$") as error:
@@ -64,6 +65,7 @@ def test_what_is_no_key_is_named_and_not_quoted(given: object, what: str) -> Non
         (f'secret = "{SECRET}"\nother = 1\n', "expected secret, server, got other too"),
         (b"\xff\xfe", "expected TOML, got other bytes"),
     ],
+    ids=["no end", "no name", "another name", "no text"],
 )
 def test_a_file_that_is_no_key_file_is_named_and_not_quoted(
     tmp_path: Path, content: str | bytes, what: str

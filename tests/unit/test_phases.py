@@ -299,6 +299,51 @@ def test_without_an_optimizer_there_are_no_parts(tap: Tap, clock: Clock) -> None
     assert set(logged(tap)) == {"total"}
 
 
+class Event:
+    """What is used of a `torch.cuda.Event`; it passes when the test says so."""
+
+    passed = 0.0
+
+    def __init__(self, clock: Clock) -> None:
+        self.at = clock.now
+
+    def query(self) -> bool:
+        return self.at <= Event.passed
+
+    def elapsed_time(self, end: Event) -> float:
+        assert end.query(), "this would raise"
+        return (end.at - self.at) * 1_000
+
+
+def test_a_devices_times_are_logged_when_its_events_have_passed_and_nothing_waits(
+    tap: Tap, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phases.Phases, "_mark", lambda self: Event(clock))
+    monkeypatch.setattr(Event, "passed", 0.0)
+    job = Job(tap, clock)
+    for step in range(3):
+        job.step(step)
+    assert set(logged(tap)) == {"total"}
+    Event.passed = clock.now
+    tap.step(3)
+    found = logged(tap)
+    assert found["forward"] == dict.fromkeys(range(3), FORWARD_S)
+    assert found["wait"] == dict.fromkeys((1, 2), WAIT_S)
+
+
+def test_a_device_that_hangs_keeps_no_more_than_some_steps(
+    tap: Tap, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phases.Phases, "_mark", lambda self: Event(clock))
+    monkeypatch.setattr(Event, "passed", 0.0)
+    job = Job(tap, clock)
+    for step in range(phases.PENDING_MAX + 10):
+        job.step(step)
+    Event.passed = clock.now
+    tap.step(1_000)
+    assert len(logged(tap)["forward"]) == phases.PENDING_MAX
+
+
 # -- the model stays as it was ------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch.distributed as dist
 
-from ranktap.ranks import Identity, _started, identify, job_mark, run_name
+from ranktap.ranks import Identity, _started, identify, job_mark, run_name, spans_machines
 
 
 def torchrun(rank: int, **more: str) -> dict[str, str]:
@@ -86,6 +86,29 @@ def test_a_slurm_shell_or_batch_script_is_no_rank(tasks: str) -> None:
 
 def test_a_second_step_of_a_slurm_job_has_a_name_of_its_own() -> None:
     assert identify(slurm(0, SLURM_STEP_ID="3")).job == "slurm-4711.3"
+
+
+@pytest.mark.parametrize(
+    ("environ", "spans"),
+    [
+        (torchrun(0), False),
+        (torchrun(0, GROUP_WORLD_SIZE="2"), True),
+        ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "8"}, False),
+        (slurm(0), False),
+        (slurm(0, SLURM_STEP_NUM_NODES="1"), False),
+        (slurm(0, SLURM_STEP_NUM_NODES="2"), True),
+        (open_mpi(0), False),
+        (open_mpi(0, OMPI_COMM_WORLD_LOCAL_SIZE="3"), False),
+        (open_mpi(0, OMPI_COMM_WORLD_LOCAL_SIZE="2"), True),
+        ({}, False),
+    ],
+)
+def test_a_launcher_tells_whether_a_job_is_on_several_machines(
+    environ: dict[str, str], spans: bool
+) -> None:
+    assert spans_machines(identify(environ), environ) is spans
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])

@@ -83,7 +83,7 @@ def test_every_word_is_heard_and_children_do_not_inherit_the_address(
     assert said.startswith("RELOADING=1\nMONOTONIC_USEC=")
 
 
-@pytest.mark.parametrize("pid", ["1", str(os.getpid() + 1)])
+@pytest.mark.parametrize("pid", ["1", str(os.getpid() + 1)], ids=["init", "another"])
 def test_a_watchdog_of_another_process_is_not_fed(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch, pid: str
 ) -> None:

@@ -16,7 +16,7 @@ _TEXT: Final = "black"
 _LINE_PIXELS: Final = 2
 
 COORDINATE_MAX: Final = 1e6
-"""A line far beyond every picture. Pillow's integers overflow at 2**31."""
+"""Beyond every picture: what lies further is drawn here. Pillow's integers overflow at 2**31."""
 
 
 def with_boxes(
@@ -27,22 +27,21 @@ def with_boxes(
 ) -> NDArray[np.uint8]:
     """The picture, (H, W, C), with its boxes, then resized by the factor `rescale`.
 
-    `boxes` has shape (N, 4): left, top, right, bottom, in pixels of the picture. A label,
-    if there is one and it is not empty, stands in the box's lower left corner.
-
-    Raises:
-        ValueError: a coordinate is NaN or beyond COORDINATE_MAX.
+    `boxes` has shape (N, 4): left, top, right, bottom, in pixels of the picture. One with a
+    NaN is left out. A label, if there is one and it is not empty, stands in the box's lower
+    left corner.
 
     Source: torch.utils.tensorboard.summary (`draw_boxes`, `make_image`).
     """
-    if not (np.abs(boxes) <= COORDINATE_MAX).all():
-        raise ValueError(f"boxes: expected coordinates of at most {COORDINATE_MAX:g}")
     height, width = pixels.shape[:2]
     size = (int(width * rescale), int(height * rescale))
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default()
-    for number, (left, top, right, bottom) in enumerate(boxes):
+    for number, box in enumerate(boxes):
+        if np.isnan(box).any():
+            continue
+        left, top, right, bottom = box.clip(-COORDINATE_MAX, COORDINATE_MAX)
         corners = [(left, top), (left, bottom), (right, bottom), (right, top), (left, top)]
         draw.line(corners, width=_LINE_PIXELS, fill=_LINE)
         if labels is not None and labels[number]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-_ENTITIES: Final = {ord(letter): f"&#{ord(letter)};" for letter in "\\`*_{}[]<>()#+-.!|~&:\n\r\t"}
+_ENTITIES: Final = {ord(letter): f"&#{ord(letter)};" for letter in "\\`*_[]<>|&\n\r\t"}
 """What means something to Markdown, its tables or HTML, as a character reference."""
 
 
