@@ -17,9 +17,8 @@ from tests.support import ledger
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import event_files, events
 from tests.support.interposer import Interposer
-from tests.support.ledger import read_run
 from tests.support.rank_program import ROOT, report
-from tests.support.shown import assert_shown
+from tests.support.shown import assert_shown, read_logged
 from tests.support.waiting import wait_for
 
 DaemonStarter = Callable[..., DaemonProcess]
@@ -48,8 +47,8 @@ def test_clocks_set_back_and_forward_change_wall_times_and_nothing_else(
     ]  # fmt: skip
     try:
         for log_host_s, trainer_s in ((-HOUR_S, -YEAR_S), (YEAR_S, HOUR_S), (-YEAR_S, 0.0)):
-            before = read_run(directory).points()
-            wait_for(lambda: read_run(directory).points() > before + 300, "progress")  # noqa: B023
+            before = read_logged(directory).points()
+            wait_for(lambda: read_logged(directory).points() > before + 300, "progress")  # noqa: B023
             log_host.shift_clock(log_host_s)
             trainers[0].shift_clock(trainer_s)
         reports = [report(rank, 60) for rank in ranks]
@@ -85,7 +84,7 @@ def test_a_new_event_file_sorts_behind_the_old_one_although_the_clock_was_set_ba
             ledger.log_step(tap, step)
         assert tap.flush()
         first = ledger.expected_run(1, range(20))
-        wait_for(lambda: read_run(directory).points() >= first.points(), "the first file")
+        wait_for(lambda: read_logged(directory).points() >= first.points(), "the first file")
         daemon.kill()
         (old,) = event_files(directory)
         # Bytes that do not belong there: it cannot be continued.

@@ -16,8 +16,7 @@ from tests.support import noisy_job
 from tests.support.daemons import DaemonProcess
 from tests.support.interposer import Act, Call, Interposer, Rule
 from tests.support.kept_running import end, kept_running
-from tests.support.ledger import read_run
-from tests.support.shown import assert_shown
+from tests.support.shown import assert_shown, read_logged
 from tests.support.waiting import wait_for
 
 RUN = "crash/point"
@@ -56,15 +55,15 @@ ALL = [
 ]
 IN_CI = [
     "while the journal is appended to",
-    "before the journal is synced",
     "after the journal is synced",
     "after an acknowledgement is sent",
     "before the event file's name is kept",
     "while the event file is appended to",
-    "after the event file is synced",
     "before a snapshot gets its name",
     "after a segment is deleted",
 ]
+MAKING_A_JOURNAL = 8
+"""So many calls on a segment belong to its making, at most, and to the first hello."""
 
 
 @pytest.fixture
@@ -98,7 +97,10 @@ def test_a_kill_at_any_other_point_loses_and_doubles_nothing(
 def _die_at(point: str, interposer: Interposer, daemon: DaemonProcess) -> None:
     when, _, what = point.partition(" ")
     call, path = POINTS[what]
-    _run_job(daemon, interposer.rule(WHEN[when], call, path=path))
+    skip = (
+        MAKING_A_JOURNAL if what in ("the journal is appended to", "the journal is synced") else 0
+    )
+    _run_job(daemon, interposer.rule(WHEN[when], call, path=path, skip=skip))
 
 
 @pytest.mark.slow
@@ -144,7 +146,7 @@ def _run_job(daemon: DaemonProcess, rule: Rule) -> None:
                 noisy_job.log_step(tap, step)
             assert all(tap.flush(timeout=30) for tap in taps)
         assert all(tap.close(timeout=30) for tap in taps)
-        wait_for(lambda: read_run(events).points() >= expected.points(), "everything", 30)
+        wait_for(lambda: read_logged(events).points() >= expected.points(), "everything", 30)
     end(daemon)
     print(f"ended with {statuses}; worker deaths: {daemon.log.count('its worker ended')}")
     assert rule.fired == 1

@@ -15,8 +15,7 @@ import ranktap
 from tests.support import ledger
 from tests.support.daemons import DaemonProcess
 from tests.support.kept_running import end, kept_running
-from tests.support.ledger import read_run
-from tests.support.shown import assert_shown
+from tests.support.shown import assert_shown, read_logged
 from tests.support.strangers import free_port
 from tests.support.waiting import wait_for
 
@@ -75,7 +74,7 @@ def test_out_of_descriptors_on_tcp_who_is_connected_goes_on_and_others_wait(
     for run, steps in (("old", 60), ("new", 40)):
         expected = ledger.expected_run(1, range(steps))
         directory = Path(daemon.logdir) / run
-        wait_for(lambda: read_run(directory).points() >= expected.points(), run)  # noqa: B023
+        wait_for(lambda: read_logged(directory).points() >= expected.points(), run)  # noqa: B023
     wait_for(lambda: process.num_fds() <= before + 4, "the descriptors to come back")
     assert daemon.stop() == 0
     for run, steps in (("old", 60), ("new", 40)):
@@ -98,7 +97,7 @@ def test_out_of_descriptors_on_ipc_libzmq_ends_the_daemon_and_nothing_is_lost(
         _log(tap, range(40, 60))
         assert tap.close(timeout=30)
         expected = ledger.expected_run(1, range(60))
-        wait_for(lambda: read_run(events).points() >= expected.points(), "everything")
+        wait_for(lambda: read_logged(events).points() >= expected.points(), "everything")
     end(daemon)
     assert set(statuses) == {-signal.SIGABRT}
     assert_shown(events, expected)

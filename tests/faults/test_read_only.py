@@ -16,8 +16,7 @@ from tests.support import ledger
 from tests.support.daemons import DaemonProcess
 from tests.support.interposer import Act, Call, Interposer
 from tests.support.kept_running import end, kept_running
-from tests.support.ledger import read_run
-from tests.support.shown import assert_shown
+from tests.support.shown import assert_shown, read_logged
 from tests.support.waiting import wait_for
 
 DaemonStarter = Callable[..., DaemonProcess]
@@ -55,11 +54,11 @@ def test_a_read_only_logdir_costs_nothing_but_time(
         _log(taps[run], range(20))
         assert taps[run].flush(), "what is journaled needs no logdir"
         if run == "old":
-            wait_for(lambda: read_run(logdir / "old").points() > 0, "its file to be there")
+            wait_for(lambda: read_logged(logdir / "old").points() > 0, "its file to be there")
     wait_for(lambda: "Permission denied" in daemon.log, "the new run's worker to find out")
     # The old one's file is open; its next worker may not even open it.
     expected = ledger.expected_run(1, range(20)).points()
-    wait_for(lambda: read_run(logdir / "old").points() >= expected, "what it can write")
+    wait_for(lambda: read_logged(logdir / "old").points() >= expected, "what it can write")
     (old_file,) = (logdir / "old").iterdir()
     old_file.chmod(0o444)
     _worker(daemon, "old").kill()
@@ -68,7 +67,7 @@ def test_a_read_only_logdir_costs_nothing_but_time(
         assert tap.flush()
     wait_for(lambda: f"Permission denied: '{old_file}'" in daemon.log, "the next one to find out")
     assert not (logdir / "new").exists()
-    assert read_run(logdir / "old").points() == expected
+    assert read_logged(logdir / "old").points() == expected
 
     old_file.chmod(0o644)
     logdir.chmod(0o755)
@@ -76,7 +75,7 @@ def test_a_read_only_logdir_costs_nothing_but_time(
         assert tap.close()
     expected = ledger.expected_run(1, range(40))
     for run in taps:
-        wait_for(lambda: read_run(logdir / run).points() >= expected.points(), run)  # noqa: B023
+        wait_for(lambda: read_logged(logdir / run).points() >= expected.points(), run)  # noqa: B023
     assert daemon.stop() == 0
     assert daemon.process is not None
     for run in taps:
@@ -108,7 +107,7 @@ def test_a_file_system_that_has_become_read_only_and_is_mounted_again_loses_noth
         _log(tap, range(40, 60))
         assert tap.close()
         expected = ledger.expected_run(1, range(60))
-        wait_for(lambda: read_run(events).points() >= expected.points(), "everything")
+        wait_for(lambda: read_logged(events).points() >= expected.points(), "everything")
     end(daemon)
     assert set(statuses) == {1}
     assert "Read-only file system" in daemon.log

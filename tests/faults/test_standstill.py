@@ -11,9 +11,8 @@ import pytest
 
 from tests.support import ledger
 from tests.support.daemons import DaemonProcess
-from tests.support.ledger import read_run
 from tests.support.rank_program import report, start_rank
-from tests.support.shown import assert_shown
+from tests.support.shown import assert_shown, read_logged
 from tests.support.waiting import wait_for
 
 DaemonStarter = Callable[..., DaemonProcess]
@@ -32,15 +31,15 @@ def _run_job(
         for rank in range(WORLD_SIZE)
     ]
     try:
-        wait_for(lambda: read_run(directory).points() > 300, "the job to have begun")
+        wait_for(lambda: read_logged(directory).points() > 300, "the job to have begun")
         process = victim()
         process.suspend()
         try:
             wait_for(lambda: process.status() == psutil.STATUS_STOPPED, "it to stand still")
-            points = read_run(directory).points()
+            points = read_logged(directory).points()
             end = time.monotonic() + still_s
             wait_for(lambda: time.monotonic() > end, "the time to pass", still_s + 10)
-            assert read_run(directory).points() == points
+            assert read_logged(directory).points() == points
         finally:
             process.resume()
         reports = [report(rank, 90) for rank in ranks]
@@ -53,7 +52,7 @@ def _run_job(
         assert told["closed"], told["stderr"]
         assert told["slowest_s"] < SLOWEST_SCALAR_S
     expected = ledger.expected_run(WORLD_SIZE, range(steps))
-    wait_for(lambda: read_run(directory).points() >= expected.points(), "everything")
+    wait_for(lambda: read_logged(directory).points() >= expected.points(), "everything")
     assert daemon.stop() == 0
     # Nobody was given up on: what had come in was read before clocks were looked at.
     assert_shown(directory, expected)

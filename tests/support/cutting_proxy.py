@@ -32,7 +32,7 @@ class CuttingProxy:
     """Passes on so many bytes of each side of a connection as `chance` says, then resets it.
 
     A client's bytes are cut within `after_bytes` (lowest, highest); the server's, which are
-    answers and few, within a hundredth of that.
+    answers and few, within a hundredth of that behind the lowest.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class CuttingProxy:
         link = _Link(client, server)
         low, high = self._after_bytes
         link.left[client] = self._chance.randint(low, high)
-        link.left[server] = self._chance.randint(low, max(low, high // 100))
+        link.left[server] = low + self._chance.randint(0, high // 100)
         self._links.add(link)
         for side in (client, server):
             self._selector.register(side, selectors.EVENT_READ, link)

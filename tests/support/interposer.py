@@ -49,9 +49,10 @@ class Call(enum.IntEnum):
     RENAME = 4
     UNLINK = 5
     MKDIR = 6
-    SEND = 7
+    LINK = 7
+    SEND = 8
     """Over a socket."""
-    RECEIVE = 8
+    RECEIVE = 9
     """Only traced; no rule is for it."""
 
 
@@ -76,7 +77,7 @@ class Operation:
     """Of a write; the length of a truncation; 1 for an open that empties the file; the
     descriptor of a socket."""
     data: bytes
-    """What was written, sent or received (4 KiB of it); the new path of a rename."""
+    """What was written, sent or received (4 KiB of it); the new path of a rename or a link."""
 
 
 class Interposer:
