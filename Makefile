@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/ranktap demo $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-slow: check
 	$(BIN)/python -m pytest -m slow $(ARGS)
