@@ -8,7 +8,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-
 OWN_TAGS = ("ranktap/", "step_time/", "ranks/step_time/")
 """What tags begin with that no user's code has logged."""
 

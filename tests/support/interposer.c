@@ -26,7 +26,7 @@ layout of the shared file and of the trace. */
 #include <stdio.h>
 
 /* RECEIVE is traced, and no rule is for it. */
-enum { OPEN, WRITE, SYNC, TRUNCATE, RENAME, UNLINK, MKDIR, SEND, RECEIVE };
+enum { OPEN, WRITE, SYNC, TRUNCATE, RENAME, UNLINK, MKDIR, LINK, SEND, RECEIVE };
 enum { FAIL = 1, IN_PART, KILL_BEFORE, KILL_IN_PART, KILL_AFTER };
 enum { RULES = 128, PATH_BYTES = 160, SENT_BYTES = 4096 };
 
@@ -329,18 +329,27 @@ int openat64(int directory, const char *path, int flags, ...)
     return open_at(directory, path, flags, mode);
 }
 
-int rename(const char *from, const char *to)
+static int name_again(int kind, const char *from, const char *to, int number)
 {
     char name[PATH_MAX], target[PATH_MAX];
     if (!control || !name_of_path(AT_FDCWD, from, name) || !name_of_path(AT_FDCWD, to, target)
         || !is_below_root(target))
-        return syscall(SYS_rename, from, to);
-    struct rule *rule = rule_for(RENAME, target);
+        return syscall(number, from, to);
+    struct rule *rule = rule_for(kind, target);
     if (acts_before(rule)) return -1;
-    int result = syscall(SYS_rename, from, to);
-    if (!result) trace(RENAME, 0, name, target, strlen(target));
+    int result = syscall(number, from, to);
+    if (!result) trace(kind, 0, name, target, strlen(target));
     acts_after(rule);
     return result;
+}
+
+int rename(const char *from, const char *to) { return name_again(RENAME, from, to, SYS_rename); }
+int link(const char *from, const char *to) { return name_again(LINK, from, to, SYS_link); }
+
+int linkat(int old, const char *from, int new, const char *to, int flags)
+{
+    if (old == AT_FDCWD && new == AT_FDCWD) return link(from, to);
+    return syscall(SYS_linkat, old, from, new, to, flags);
 }
 
 static int unmake(int kind, const char *path, int number, long mode)

@@ -237,6 +237,8 @@ def _note_value(contents: Contents, prefix: str, step: int, value: Any) -> None:
             buckets = zip(histo.bucket_limit, histo.bucket, strict=True)
             kept = tuple((limit, int(count)) for limit, count in buckets if count)
             _note(contents.histograms, value.tag, (step, numbers, kept))
+        case "tensor" if value.tag.startswith("ranktap/"):
+            pass  # what the daemon says of the job: when ranks came and went, and how late
         case "tensor" if value.tag.endswith("/text_summary"):
             _note(contents.texts, value.tag, (step, value.tensor.string_val[0].decode()))
         case "tensor":

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ranktap import Tap
+from ranktap.keys import Address
 from ranktap_wire import kinds
 from ranktap_wire.messages import Hello
 from ranktap_wire.records import Blob, Kind
@@ -89,7 +90,7 @@ def silent_taps() -> Iterator[Make]:
     made: list[Tap] = []
     is_over = threading.Event()
 
-    def locate() -> str:
+    def locate() -> Address:
         is_over.wait()
         raise OSError("no daemon")
 
