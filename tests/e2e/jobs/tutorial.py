@@ -43,7 +43,7 @@ def predictions_drawn(model, pictures, labels):
     for place, (picture, label, of_one) in enumerate(zip(pictures, labels, chances, strict=True)):
         best = int(of_one.argmax())
         axes = figure.add_subplot(1, 4, place + 1, xticks=[], yticks=[])
-        axes.imshow(picture[0], cmap="Greys")
+        axes.imshow(picture[0].numpy(), cmap="Greys")
         axes.set_title(f"{CLASSES[best]} ({of_one[best]:.0%})\nis {CLASSES[label]}")
     return figure
 
