@@ -12,6 +12,7 @@ _DESCRIPTION = """\
 Every rank of a distributed PyTorch job on one TensorBoard.
 
   ranktap demo                 train a small network on 2 ranks and look at it
+  ranktap status               what the daemon on this machine is doing: runs, ranks, lag, rates
   ranktapd --help              the daemon, for a log host
 """
 
@@ -25,7 +26,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"ranktap {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands.add_parser("demo", help="a 2-rank DDP job, logged by all of its ranks"))
+    _add_status(commands.add_parser("status", help="runs, ranks, lag and rates of a daemon"))
     options = parser.parse_args(arguments)
+    if options.command == "status":
+        return _status(options)
+    return _demo(options)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from ranktap import status
+
+    try:
+        return status.run(address=options.metrics, run_name=options.run, as_json=options.json)
+    except KeyboardInterrupt:
+        return 130
+    except status.StatusError as error:
+        print(f"ranktap status: {error}", file=sys.stderr)
+        return 1
+
+
+def _demo(options: argparse.Namespace) -> int:
     from ranktap import demo
 
     try:
@@ -59,6 +79,25 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="end after training instead of showing the run in TensorBoard",
     )
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """\
+Asks a daemon that serves HTTP (ranktapd --metrics HOST:PORT) how it stands: the runs that are
+open, how many of their ranks are here, how far the event file is behind the journal, and rates
+of the last seconds. With RUN, its ranks too.
+
+  ranktap status                                   the daemon at 127.0.0.1:9757
+  ranktap status digits/lr=0.1                     one run, rank by rank
+  ranktap status --json | jq '.runs[].lag_bytes'   for programs
+
+The status is 1 when nothing answers, or there is no such run."""
+    add = parser.add_argument
+    add("run", nargs="?", metavar="RUN", help="show this run and its ranks (all runs)")
+    add("--json", action="store_true", help="all that the daemon says, as JSON")
+    add("--metrics", default="127.0.0.1:9757", metavar="HOST:PORT",
+        help="the daemon's setting of this name (127.0.0.1:9757)")  # fmt: skip
 
 
 def _positive(text: str) -> int:

@@ -22,9 +22,7 @@ import random
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,8 @@ import zmq
 from ranktap import about, keys
 from ranktap.clock import Clock
 from ranktap.finite import FiniteWatch
-from ranktap.outbox import Mark, Outbox, Sealed
+from ranktap.flushes import Flushes
+from ranktap.outbox import Outbox, Sealed
 from ranktap_wire import frames, limits
 from ranktap_wire.delivery import SendWindow
 from ranktap_wire.messages import (
@@ -85,18 +84,6 @@ def answers(path: Path) -> bool:
     return True
 
 
-@dataclass(slots=True)
-class Flush:
-    """Someone waits until everything logged before is acknowledged."""
-
-    done: threading.Event = field(default_factory=threading.Event)
-    mark: Mark | None = None
-    """What it waits for; None before the sender has seen it. Others may go on logging."""
-    number: int | None = None
-    """The last batch that it waits for; None before the sender has sealed it."""
-    journaled: bool = False
-
-
 class Sender:
     """Streams one outbox to one daemon.
 
@@ -118,7 +105,7 @@ class Sender:
         self._window: SendWindow[Sealed] = SendWindow(
             limits.IN_FLIGHT_BYTES, limits.IN_FLIGHT_MESSAGES
         )
-        self._flushes: deque[Flush] = deque()
+        self._flushes = Flushes(outbox, self._window)
         self._closing = threading.Event()
         self.stopped = threading.Event()
         """Set when the thread has ended, for whatever reason."""
@@ -172,10 +159,9 @@ class Sender:
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until what was logged before is in the daemon's journal; False when it is not."""
-        flush = Flush()
-        self._flushes.append(flush)
+        flush = self._flushes.add()
         if self.stopped.is_set():
-            self._give_up_flushes()
+            self._flushes.give_up()
         self.wake()
         flush.done.wait(timeout_s)
         return flush.journaled
@@ -210,7 +196,7 @@ class Sender:
             if self._context is not None:
                 self._context.destroy(linger=0)
             self.stopped.set()
-            self._give_up_flushes()
+            self._flushes.give_up()
             os.close(self._wake_read)
             os.close(self._wake_write)
 
@@ -228,7 +214,7 @@ class Sender:
         self._hear_door(now)
         self._seal(now)
         self._send()
-        self._settle_flushes()
+        self._flushes.settle()
         self._probe(now)
         is_done = self._closing.is_set() and not self._outbox and not len(self._window)
         if is_done and self._welcomed and not self._bye_sent:
@@ -354,7 +340,7 @@ class Sender:
         for _ in range(BATCHES_A_TURN):
             if not self._outbox:
                 return
-            if not self._is_flush_unsealed():
+            if not self._flushes.has_unsealed():
                 large = (
                     self._outbox.pending_blob_bytes >= limits.BATCH_TARGET_BYTES
                     or self._outbox.row_bytes >= BACKLOG_BYTES
@@ -396,36 +382,6 @@ class Sender:
         except zmq.Again:
             self._blocked = True
         return False
-
-    def _is_flush_unsealed(self) -> bool:
-        """Whether a flush waits for something that is not in a batch yet."""
-        # A copy: the threads that flush append to it.
-        for flush in tuple(self._flushes):
-            if flush.mark is None:
-                flush.mark = self._outbox.mark()
-            if flush.number is None and self._outbox.has_taken(flush.mark):
-                flush.number = self._window.first_unacknowledged + len(self._window) - 1
-        return any(flush.number is None for flush in tuple(self._flushes))
-
-    def _settle_flushes(self) -> None:
-        self._is_flush_unsealed()
-        while self._flushes:
-            number = self._flushes[0].number
-            if number is None or self._window.first_unacknowledged <= number:
-                return
-            flush = self._flushes.popleft()
-            flush.journaled = True
-            flush.done.set()
-
-    def _give_up_flushes(self) -> None:
-        """The thread has ended: what it had not sent will not be."""
-        while self._flushes:
-            try:
-                flush = self._flushes.popleft()
-            except IndexError:
-                return  # the ending thread and the one that waits both come here
-            flush.journaled = not self._outbox and not len(self._window)
-            flush.done.set()
 
     def _probe(self, now: float) -> None:
         """Say that we are there, and ask whether the daemon is."""

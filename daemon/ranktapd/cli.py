@@ -28,7 +28,8 @@ In the job:
 
 ranktapd keygen NAME...     keys, for tcp beyond this machine
 ranktapd check [OPTIONS]    what a daemon with these options would find
-ranktapd replay JOURNAL     a run's journal, folded again into fresh event files; --help for each
+ranktapd replay JOURNAL     a run's journal, folded again into fresh event files
+ranktapd tail RUN           what a run logs, as it arrives; --help for each
 """
 
 
@@ -39,7 +40,7 @@ start, 1 when something is wrong, 2 when the configuration cannot be read.
 """
 
 
-COMMANDS = ("keygen", "check", "replay")
+COMMANDS = ("keygen", "check", "replay", "tail")
 """What may stand first instead of options: else it is the daemon."""
 
 
@@ -52,10 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
         from ranktapd import keygen
 
         return keygen.main(arguments)
-    if command == "replay":
-        from ranktapd import replay
-
-        return replay.main(arguments)
+    if command in ("replay", "tail"):
+        try:
+            return _reading(command, arguments)
+        except KeyboardInterrupt:
+            return 130
     checks = command == "check"
     options = _parser(checks).parse_args(arguments)
     try:
@@ -83,6 +85,18 @@ def main(arguments: list[str] | None = None) -> int:
         inherited=inherited,
         manager=ServiceManager.from_environment(),
     )
+
+
+def _reading(command: str, arguments: list[str]) -> int:
+    """A command that only reads what a daemon has written."""
+    # One of them: what they import takes a tenth of a second and more.
+    if command == "replay":
+        from ranktapd import replay
+
+        return replay.main(arguments)
+    from ranktapd import tail
+
+    return tail.main(arguments)
 
 
 def _parser(checks: bool) -> argparse.ArgumentParser:

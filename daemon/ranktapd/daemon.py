@@ -31,7 +31,9 @@ from ranktapd.access import Access
 from ranktapd.config import RULES, Config, ConfigError
 from ranktapd.dirlock import FileLock, LockedError
 from ranktapd.entries import WindowsExpired
+from ranktapd.http_status import STANDSTILL_S, Health, HttpStatus
 from ranktapd.intake import Intake
+from ranktapd.overview import Overview
 from ranktapd.runs import Run, RunPlace, free_bytes, unfinished_runs
 from ranktapd.service_manager import ServiceManager
 from ranktapd.status import Metrics
@@ -86,6 +88,9 @@ class Daemon:
         self._supervisor = Supervisor(
             self._worker_command, self._expire, self._metrics, settings.max_workers
         )
+        self._health = Health(manager.watchdog_s or STANDSTILL_S)
+        self._http = HttpStatus(self._metrics.registry, self._health)
+        self._overview = Overview(settings, self._runs, self._supervisor)
         self._idle_since: float | None = None
         self._seen_session = False
         self._next_tick = 0.0
@@ -112,7 +117,7 @@ class Daemon:
         # In a terminal it says that the terminal is gone.
         signal.signal(signal.SIGHUP, self._on_signal if os.isatty(0) else self._on_hangup)
         if settings.metrics is not None:
-            self._metrics.serve(settings.metrics)
+            self._http.serve(settings.metrics)
         if settings.server_key is not None and settings.client_keys is not None:
             self._access = _access(settings.server_key, settings.client_keys, self._metrics)
         self._recover()
@@ -124,6 +129,7 @@ class Daemon:
             ready()
             self._manager.ready()
             status = self._serve(router)
+            self._health.stage = "ending"
             self._manager.stopping()
             if self._access is not None:
                 self._access.close(router)
@@ -182,6 +188,8 @@ class Daemon:
             self._config, self._access,
         )  # fmt: skip
         doors = self._access.sockets() if self._access is not None else []
+        self._health.round(time.monotonic(), works=True)
+        self._health.stage = ""
         while not self._signals:
             poller = zmq.Poller()
             for each in (router, *doors):
@@ -210,7 +218,10 @@ class Daemon:
         if self._access is not None:
             self._access.turn()
         self._supervisor.turn()
-        if not self._supervisor.hangs(time.monotonic()):
+        now = time.monotonic()
+        works = not self._supervisor.hangs(now)
+        self._health.round(now, works=works)
+        if works:
             self._manager.alive()
 
     def _tick(self, intake: Intake) -> None:
@@ -227,9 +238,17 @@ class Daemon:
         for run in [run for run in self._runs.values() if self._may_rest(run)]:
             self._rest(run)
         self._metrics.runs.set(len(self._runs))
+        self._health.note = "nothing is accepted: no room" if intake.full else ""
+        now = time.monotonic()
+        self._overview.note(now)
+        self._http.answer(
+            lambda: self._overview.status(
+                now, self._health.judge(now)[1], intake.full, intake.full_runs
+            )
+        )
         self._manager.status(
             f"{sessions} sessions, {len(self._runs)} runs, {len(self._supervisor.behind)} behind"
-            + (", nothing is accepted: no room" if intake.full else "")
+            + (f", {self._health.note}" if self._health.note else "")
         )
         if sessions or self._supervisor.behind:
             self._idle_since = None

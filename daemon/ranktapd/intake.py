@@ -409,10 +409,14 @@ class Intake:
         if verdict is Verdict.NEXT:
             words = BatchAccepted(message.session, message.number)
             run.add_batch(session, words, parts, message.number)
-            columns = message.batch.columns
-            self._metrics.scalars.inc(0 if columns is None else len(columns))
-            self._metrics.blobs.inc(len(message.batch.blobs))
+            batch = message.batch
+            scalars = 0 if batch.columns is None else len(batch.columns)
+            self._metrics.scalars.inc(scalars)
+            self._metrics.blobs.inc(len(batch.blobs))
             self._metrics.journal_bytes.inc(nbytes)
+            run.records += scalars + len(batch.blobs)
+            run.nbytes += nbytes
+            session.dropped = batch.dropped_scalars + batch.dropped_blobs
         self._round.acks.setdefault(message.session, (run, session, None))
 
     def _may_send(self, session: Session, nbytes: int) -> bool:

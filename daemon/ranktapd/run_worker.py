@@ -180,8 +180,11 @@ class RunWorker:
     def _write(self) -> None:
         self._files.write(self._unwritten)
         self._unwritten.clear()
-        self._folded = self._reader.position.sequence
-        self._controls.say(folded=self._folded)
+        position = self._reader.position
+        self._folded = position.sequence
+        self._controls.say(
+            folded=position.sequence, segment=position.segment, offset=position.offset
+        )
         now = time.monotonic()
         if not self._rounds or now - self._rounds[-1][0] > ROUND_S:
             self._rounds.append((now, self._folded))

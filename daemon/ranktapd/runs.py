@@ -79,6 +79,9 @@ class Run:
     place: RunPlace
     journal: JournalWriter
     sessions: RunSessions
+    records: int = 0
+    """Taken since it was opened; `nbytes` are those of their batches."""
+    nbytes: int = 0
     _pending: list[tuple[bool, list[Buffer]]] = field(default_factory=list)
     """(is a batch, its frames)"""
     _before: dict[bytes, int] = field(default_factory=dict)

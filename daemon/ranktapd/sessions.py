@@ -30,6 +30,8 @@ class Session:
     last_heard: float = 0.0
     """The daemon's monotonic clock, seconds."""
     pace: Pace = field(default_factory=Pace)
+    dropped: int = 0
+    """Records that its rank has not sent for want of memory, as its last batch said."""
     missed: bool = False
     """A batch of it was passed over: it must go back before anything is accepted."""
     away: bool = False

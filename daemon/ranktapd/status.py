@@ -1,13 +1,10 @@
-"""What the daemon counts, and where it can be read."""
+"""What the daemon counts."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
-
-logger = logging.getLogger("ranktapd")
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 @dataclass(slots=True)
@@ -65,16 +62,3 @@ class Metrics:
         self.full = gauge("full", "1 while nothing is accepted for want of room")
         self.clients = gauge("clients", "Client keys that are let in")
         self.lag = gauge("lag_entries", "Entries journaled and not yet in the event file", "run")
-
-    def serve(self, address: str) -> None:
-        """Serve the metrics at HOST:PORT.
-
-        Raises:
-            OSError: the address cannot be bound.
-        """
-        host, _, port = address.rpartition(":")
-        try:
-            start_http_server(int(port), host, registry=self.registry)
-        except OSError as error:
-            raise OSError(f"metrics: {address}: {error.strerror}") from None
-        logger.info("metrics at http://%s/metrics", address)

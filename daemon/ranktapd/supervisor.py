@@ -4,7 +4,8 @@ A worker is told, on its standard input, up to which entry its run's journal is 
 and says, on its standard output, how far it has come. Both speak JSON, one object a line:
 
     to the worker     {"committed": sequence}     {"finish": true}
-    from the worker   {"folded": sequence}        everything up to here is in the event file
+    from the worker   {"folded": sequence, "segment": number, "offset": bytes}
+                                                  everything up to here is in the event file
                       {"expire": sequence}        windows begun up to here have waited too long
                       {"at": sequence}            about to fold this entry (in careful mode);
                                                   0: behind a group, about to write it
@@ -30,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ranktap_wire.journal import JournalError
+from ranktap_wire.journal import JournalError, Position
 from ranktapd.runs import Run
 from ranktapd.status import Metrics
 
@@ -61,6 +62,8 @@ class Worker:
     process: subprocess.Popen[bytes] | None = None
     folded: int = -1
     """Everything up to here is in the event file; -1 before it has said so."""
+    reached: Position | None = None
+    """The same as a position in the journal."""
     told: int = -1
     busy_since: float = 0.0
     heard_at: float = 0.0
@@ -273,6 +276,7 @@ class Supervisor:
             worker.heard_at = now
             if "folded" in said:
                 worker.folded = said["folded"]
+                worker.reached = Position(said["folded"], said["segment"], said["offset"])
                 worker.restart_s = RESTART_MIN_S
                 worker.busy_since = now
                 if worker.at is not None and worker.at <= worker.folded:
@@ -297,6 +301,7 @@ class Supervisor:
         if process.returncode == 0:
             return
         worker.folded = -1  # what it wrote may not be synced: another sees to that
+        worker.reached = None
         self._metrics.worker_deaths.inc()
         worker.start_at = now + worker.restart_s
         worker.restart_s = min(2 * worker.restart_s, RESTART_MAX_S)

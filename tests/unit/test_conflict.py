@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from ranktap_wire.delivery import ReceiveWindow
-from ranktap_wire.messages import Code, FrameError, Hello
+from ranktap_wire.messages import Ack, Code, DaemonMessage, Error, FrameError, Hello, Welcome
+from ranktapd import __version__
 from ranktapd.conflicts import ALIVE_S, ASKED_MAX, HEARD_S, SUFFIXES_MAX, Conflicts
-from ranktapd.entries import SessionOpened
+from ranktapd.entries import JobMoved, SessionOpened
 from ranktapd.sessions import Session
 from tests.support.messages import hello
+from tests.unit.test_intake import Station, batch, beat, greeting
 
 FIRST, SECOND = "torchrun 1 on a", "torchrun 2 on b"
 
@@ -144,3 +149,85 @@ def test_where_there_is_no_other_name_the_second_job_is_refused(
         taken(is_free, run=run)
     assert raised.value.code is Code.CONFLICT
     assert SUFFIXES_MAX == 100
+
+
+# -- in the intake ------------------------------------------------------------------------
+
+
+class Jobs:
+    """Two jobs at an intake whose clock the test moves."""
+
+    def __init__(self, station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.station = station
+        self.now = 1_000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        station.config.logdir = station.config.state_dir = station.tmp_path
+        self.hello(FIRST, b"1" * 16)
+
+    def hello(self, job: str, session: bytes) -> DaemonMessage:
+        (answer,) = self.station.hear(
+            greeting(session, world_size=1, about={"job": job}), peer=session[:4]
+        )
+        return answer
+
+    def second(self) -> DaemonMessage:
+        return self.hello(SECOND, b"2" * 16)
+
+    def first_is_there(self) -> None:
+        self.now += 2.0
+        self.station.hear(beat(b"1" * 16), peer=b"1111")
+
+    def counted(self, outcome: str) -> float:
+        return self.station.count("conflicts", outcome=outcome)
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jobs:
+    monkeypatch.setattr(os, "fdatasync", lambda fd: None)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    return Jobs(Station(tmp_path), monkeypatch)
+
+
+def test_a_second_jobs_hello_is_put_off_then_refused_and_counted(jobs: Jobs) -> None:
+    answer = jobs.second()
+    assert isinstance(answer, Error) and answer.code == Code.BUSY
+    jobs.first_is_there()
+    answer = jobs.second()
+    assert isinstance(answer, Error) and answer.code == Code.CONFLICT
+    assert (jobs.counted("wait"), jobs.counted("error"), jobs.counted("suffix")) == (1, 1, 0)
+    assert [each.about["job"] for each in opened(jobs.station, "run")] == [FIRST]
+
+
+def test_a_second_jobs_own_run_is_journaled_and_known_after_a_restart(jobs: Jobs) -> None:
+    jobs.station.config.on_conflict = "suffix"
+    jobs.second()
+    jobs.first_is_there()
+    assert jobs.second() == Welcome(0, "run-2", daemon=__version__)
+    assert JobMoved(SECOND, "run-2") in jobs.station.words("run")
+    assert jobs.counted("suffix") == 1
+    second = batch(1, b"2" * 16)
+    assert jobs.station.hear(second, peer=b"2222") == [Ack(1)]
+    assert jobs.station.numbers("run-2") == [(b"2" * 16, 1)]
+    assert jobs.station.numbers("run") == []
+    jobs.station.restart()
+    # Nobody of the first job is in the way, and yet it is where it was.
+    jobs.now += 100.0
+    assert jobs.second() == Welcome(1, "run-2", daemon=__version__)
+    jobs.now += 100.0
+    assert jobs.hello(SECOND, b"3" * 16) == Welcome(0, "run-2", daemon=__version__)
+    assert [each.about["job"] for each in opened(jobs.station, "run")] == [FIRST]
+
+
+def test_a_rank_that_is_open_already_is_not_asked_again(jobs: Jobs) -> None:
+    assert jobs.hello(FIRST, b"1" * 16) == Welcome(0, daemon=__version__)
+    jobs.now += ALIVE_S + 1
+    assert jobs.second() == Welcome(0, daemon=__version__)
+    # It was cut off, and another job has become its rank meanwhile.
+    answer = jobs.hello(FIRST, b"1" * 16)
+    assert isinstance(answer, Error) and answer.code == Code.CONFLICT
+    assert "another process has become rank 0" in answer.text
+    assert jobs.second() == Welcome(0, daemon=__version__)
+
+
+def opened(station: Station, run: str) -> list[SessionOpened]:
+    return [words for words in station.words(run) if isinstance(words, SessionOpened)]

@@ -128,7 +128,8 @@ def test_the_largest_number_of_scalars_tags_and_records_comes_back() -> None:
     "answer",
     [
         Welcome(0), Welcome(STEP_MAX, daemon="1.2", limits={"record_bytes": 1}),
-        Welcome(0, "another run"), Ack(0), Ack(7), Ack(7, 1.25), Ack(7, 1.25, 1e9, 0.5), ByeAnswer(),
+        Welcome(0, "another run"), Ack(0), Ack(7), Ack(7, 1.25), Ack(7, 1.25, 1e9, 0.5),
+        ByeAnswer(),
         Error(Code.GAP, "batch 3 is missing", 2), Error("a code of the future", "", None),
     ],
     ids=repr,
