@@ -417,7 +417,7 @@ class JournalWriter:
         self._failed: str | None = None
         self._fd = -1
         try:
-            _make_directory(directory)
+            make_directory(directory)
             numbers = segments(directory)
             if numbers:
                 self._recover(numbers[-1])
@@ -530,8 +530,9 @@ class JournalWriter:
         except OSError as error:
             raise _no_room_or_failed(path, error) from error
         try:
-            if os.write(fd, _segment_header(first)) != _SEGMENT.size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            left = memoryview(_segment_header(first))
+            while left:
+                left = left[os.write(fd, left) :]
             if self._sync:
                 os.fdatasync(fd)
                 sync_directory(self.directory)
@@ -593,12 +594,22 @@ def _end_of_groups(data: memoryview, segment: int) -> tuple[int, int]:
             last, end = head.sequence, offset
 
 
-def _make_directory(directory: Path) -> None:
-    """Make it, and its parents, so that they are there after a power cut."""
+def make_directory(directory: Path) -> None:
+    """Make it, and its parents, so that they are there after a power cut.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in missing:
+    there = missing[-1].parent if missing else directory
+    # Whoever made the last one that is there may have ended before it was synced. Where its
+    # parent may not be looked into, somebody else made it.
+    with contextlib.suppress(PermissionError):
+        sync_directory(there.parent)
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
         sync_directory(path.parent)
+    directory.mkdir(exist_ok=True)  # FileExistsError: it is something else
 
 
 def sync_directory(directory: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from ranktap_wire import limits, rules
-from ranktap_wire.records import FLOATS
+from ranktap_wire.records import DTYPES, FLOATS
 from ranktap_wire.rules import given, listed
 
 IMAGE_LETTERS: Final = ("CHW", "HW", "NCHW")
@@ -17,6 +17,11 @@ IMAGES_LETTERS: Final = ("NCHW", "NHW")
 
 PIXELS: Final = 64 * limits.MIB
 """Pixels of a picture, padding included: 8192 x 8192. What a browser still shows."""
+
+DRAWN_BYTES: Final = 200 * limits.MIB
+"""Of a grid as it is drawn, in three channels of the images' dtype: as many as PIXELS of uint8,
+and the padding around 4096 x 4096 of float32. Padding makes a large grid of little data:
+without this bound 1.4 KB of float64 took 2.8 GB; the largest of uint8 takes 0.9 GB."""
 
 PADDING_MAX: Final = 1_024
 
@@ -143,12 +148,14 @@ def check_grid(shape: Sequence[int], dtype: str, parameters: Mapping[str, Any]) 
     count = shape[0] if len(shape) == 4 else 1
     columns = min(nrow, count)
     rows = math.ceil(count / columns)
-    _check_pixels(
-        "images",
-        rows * (shape[-2] + padding),
-        columns * (shape[-1] + padding),
-        f"for shape {tuple(shape)}",
-    )
+    height, width = rows * (shape[-2] + padding), columns * (shape[-1] + padding)
+    _check_pixels("images", height, width, f"for shape {tuple(shape)}")
+    drawn_bytes = 3 * DTYPES[dtype].itemsize * height * width
+    if drawn_bytes > DRAWN_BYTES:
+        raise ValueError(
+            f"images: expected a grid of at most {DRAWN_BYTES >> 20} MiB, "
+            f"got {height} x {width} pixels of {dtype} ({drawn_bytes >> 20} MiB)"
+        )
     normalize = rules.check_flag("normalize", parameters["normalize"])
     value_range = _checked_range(parameters["value_range"], dtype)
     if normalize and dtype not in FLOATS:

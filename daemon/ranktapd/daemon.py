@@ -24,7 +24,7 @@ from types import FrameType
 import zmq
 
 from ranktap_wire import places
-from ranktap_wire.journal import JournalError
+from ranktap_wire.journal import JournalError, make_directory
 from ranktap_wire.messages import Code, FrameError
 from ranktapd import __version__, config, listeners
 from ranktapd.access import Access
@@ -109,8 +109,8 @@ class Daemon:
         # A connection takes one, and libzmq ends the process when there is none for an ipc socket.
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        settings.logdir.mkdir(parents=True, exist_ok=True)
-        settings.state.mkdir(parents=True, exist_ok=True)
+        make_directory(settings.logdir)
+        make_directory(settings.state)
         self._take_lock()
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._on_signal)

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from ranktap_wire import rules
-from ranktap_wire.journal import sync_directory
-from ranktapd.durable_files import make_directory
+from ranktap_wire.journal import make_directory, sync_directory
 
 _NAME_BYTES: Final = 240
 """Of a file. A name has at most 255; `rules.check_run` keeps a run's below this."""

@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all, whatever ends this process."""
+"""Files that are there whole or not at all, whatever ends this process."""
 
 from __future__ import annotations
 
@@ -7,18 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ranktap_wire.journal import sync_directory
-
-
-def make_directory(directory: Path) -> None:
-    """Make it, and its parents, so that they are there after a power cut.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        sync_directory(path.parent)
 
 
 def replace_file(path: Path, pieces: Iterable[bytes], mode: int = 0o640) -> None:

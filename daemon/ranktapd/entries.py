@@ -70,6 +70,19 @@ class BatchAccepted:
     kind: ClassVar[str] = "batch"
     session: bytes
     number: int
+    rank: int | None = field(default=None, compare=False)
+    world_size: int | None = field(default=None, compare=False)
+    """Whose it is, as its session's opening says too: it is understood without that, should that
+    be damaged. None in journals of before."""
+
+    @property
+    def opened(self) -> SessionOpened | None:
+        """What its session's opening must have said; None in journals of before."""
+        if self.rank is None or self.world_size is None:
+            return None
+        return SessionOpened(
+            self.session, self.rank, self.world_size, "", 0, 0.0, None, self.number - 1
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +165,11 @@ _KINDS: dict[str, type[Words]] = {
 
 def pack_entry(words: Words, frames: Sequence[Buffer] = ()) -> list[Buffer]:
     """An entry's frames."""
-    said = {each.name: getattr(words, each.name) for each in fields(words)}
+    said = {
+        each.name: value
+        for each in fields(words)
+        if (value := getattr(words, each.name)) is not None or each.default is not None
+    }
     return [msgpack.packb({"kind": words.kind} | said, use_bin_type=True), *frames]
 
 

@@ -114,8 +114,11 @@ class Fold:
                 session = self._sessions.get(words.session)
                 if session is None:
                     # Its opening was in a part of the journal that is damaged.
-                    self._notices.tell_once("session", "a batch of a session that is not known")
-                    return
+                    if words.opened is None:
+                        self._notices.tell_once("session", "a batch of a session that is not known")
+                        return
+                    self._opened(words.opened)
+                    session = self._sessions[words.session]
                 batch = frames.read_batch(entry.frames[1:])
                 self._batch(entry, words.session, session, batch)
 

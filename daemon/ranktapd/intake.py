@@ -407,7 +407,8 @@ class Intake:
             return
         session.missed = False
         if verdict is Verdict.NEXT:
-            words = BatchAccepted(message.session, message.number)
+            opened = session.opened
+            words = BatchAccepted(message.session, message.number, opened.rank, opened.world_size)
             run.add_batch(session, words, parts, message.number)
             batch = message.batch
             scalars = 0 if batch.columns is None else len(batch.columns)

@@ -146,12 +146,8 @@ def replay(source: Source, logdir: Path) -> int:
             standing = checkpoint.recover(place, last, quarantined(place), threads, _no_room)
             try:
                 return _fold(standing, place, last)
-            except (FileNotFoundError, JournalError) as error:
-                if min(segments(source.journal), default=0) > standing.reader.position.segment:
-                    raise ReplayError(
-                        f"the daemon has deleted the segment that was being read ({error}): delete "
-                        f"{place.events} and try again"
-                    ) from error
+            except JournalError:
+                _check_there(place, standing.reader.position.sequence + 1)
                 raise
             finally:
                 standing.reader.close()
@@ -191,6 +187,15 @@ def _no_room(_retry_s: float) -> None:
     raise ReplayError("--logdir: no room on its disk")
 
 
+def _check_there(place: RunPlace, sequence: int) -> None:
+    """Raise ReplayError when an entry cannot be read because its daemon has just deleted it."""
+    if min(segments(place.journal), default=0) > sequence:
+        raise ReplayError(
+            f"run {place.name!r}: its daemon has deleted entry {sequence} before it was read, as "
+            f"the event files have it: delete {place.events} and try again"
+        )
+
+
 def _fold(standing: Standing, place: RunPlace, last: int) -> int:
     """Everything up to entry `last`; how many things are missing."""
     reader, files = standing.reader, standing.files
@@ -214,6 +219,7 @@ def _fold(standing: Standing, place: RunPlace, last: int) -> int:
     with _progress(place) as progress:
         for entry in reader.entries(last):
             if isinstance(entry, Damage):
+                _check_there(place, entry.first)
                 tell(entry)
                 continue
             if entry.sequence not in skipped:

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from ranktap_wire import rules
-from ranktap_wire.journal import Position
+from ranktap_wire.journal import Position, make_directory
 from ranktapd import event_file
 from ranktapd.directories import claim
-from ranktapd.durable_files import make_directory, replace_file
+from ranktapd.durable_files import replace_file
 from ranktapd.entries import RunBegins
 from ranktapd.output import File, Output
 from ranktapd.runs import RunPlace

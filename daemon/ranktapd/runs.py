@@ -20,8 +20,10 @@ from ranktap_wire.journal import (
     JournalReader,
     JournalWriter,
     Position,
+    make_directory,
     segment_path,
     segments,
+    sync_directory,
 )
 from ranktap_wire.messages import Code, FrameError, Hello
 from ranktap_wire.records import Buffer
@@ -254,7 +256,7 @@ class Run:
 
     def quarantine(self, sequence: int) -> None:
         """Set an entry aside: workers pass over it, and it can be looked at."""
-        self.place.quarantine.mkdir(exist_ok=True)
+        make_directory(self.place.quarantine)
         reader = JournalReader(self.place.journal, _segment_start(self.place, sequence))
         for entry in reader.entries(sequence):
             if not isinstance(entry, Damage) and entry.sequence == sequence:
@@ -266,6 +268,9 @@ class Run:
                     file.flush()
                     os.fsync(file.fileno())
                 partial.replace(self.place.quarantine / f"{sequence:020d}.entry")
+                # What is behind it is in the event file soon: then a worker that folds up to
+                # there again must not meet it, nor know that it was the one.
+                sync_directory(self.place.quarantine)
         reader.close()
 
     def rest(self) -> None:

@@ -84,6 +84,10 @@ class RunSessions:
                 self.sessions[words.session] = Session(words, ReceiveWindow(words.last))
             case BatchAccepted() | BatchRefused():
                 session = self.sessions.get(words.session)
+                if session is None and isinstance(words, BatchAccepted) and words.opened:
+                    # Its opening was in a part of the journal that is damaged.
+                    session = Session(words.opened, ReceiveWindow(words.number))
+                    self.sessions[words.session] = session
                 if session is not None:
                     # Not accept(): behind damage in the journal the numbers skip what was lost.
                     session.window.last = words.number

@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ranktap_wire.journal import sync_directory
+from ranktap_wire.journal import make_directory, sync_directory
 from ranktapd import event_file
-from ranktapd.durable_files import make_directory
 from ranktapd.event_file import Scan
 
 logger = logging.getLogger("ranktapd")

@@ -216,7 +216,8 @@ def _first_record(block: bytes) -> int | None:
     if len(block) < HEADER_BYTES:
         return None
     lengths = np.ndarray(len(block) - 7, "<u8", block, 0, (1,))
-    for at in np.flatnonzero(lengths < len(block)).tolist():
+    # No event is empty, and zeros are many.
+    for at in np.flatnonzero((lengths > 0) & (lengths < len(block))).tolist():
         size = _record_bytes(block, at)
         if size and at + size <= len(block) and _is_proved(block, at, size):
             return int(at)

@@ -7,7 +7,8 @@ import pty
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 import ranktap
 from ranktap_wire.journal import segment_path, segments
 from ranktapd import cli
+from ranktapd import replay as replay_module
 from ranktapd.runs import RunPlace
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import event_files
@@ -154,6 +156,34 @@ def test_what_comes_behind_deleted_segments_is_replayed_and_the_lack_is_told(
     length = 16 + int.from_bytes(own.read_bytes()[:8], "little")
     assert again.read_bytes()[:length] == own.read_bytes()[:length]
     assert own.read_bytes().endswith(again.read_bytes()[length:])
+
+
+@pytest.mark.parametrize("read_before", [False, True])
+def test_segments_that_are_deleted_while_it_reads_are_not_taken_for_damage(
+    recording: RunPlace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    read_before: bool,
+) -> None:
+    place = new_place(tmp_path / "long", recording.journal)
+    shutil.rmtree(place.journal)
+    resegmented(recording.journal, place.journal, 1_500)
+
+    def delete(position: object = None) -> None:
+        for number in segments(place.journal)[:-1]:
+            segment_path(place.journal, number).unlink()
+
+    @contextmanager
+    def progress(place: RunPlace) -> Iterator[Callable[[object], None]]:
+        if not read_before:
+            delete()
+        yield delete
+
+    monkeypatch.setattr(replay_module, "_progress", progress)
+    assert replay(place.state, "--logdir", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "its daemon has deleted entry" in said and "damaged" not in said
 
 
 def test_what_is_no_journal_and_what_is_no_place_is_refused(

@@ -54,12 +54,14 @@ class Asked:
 @pytest.fixture
 def asked(
     start_daemon: Callable[..., DaemonProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Asked:
+) -> Iterator[Asked]:
     monkeypatch.setenv("WATCHDOG_USEC", "500000")
     port = free_port()
     config = tmp_path / "ranktapd.toml"
     config.write_text("min_free_bytes = 0\n")
-    return Asked(start_daemon(f"--metrics=127.0.0.1:{port}", f"--config={config}"), port)
+    each = Asked(start_daemon(f"--metrics=127.0.0.1:{port}", f"--config={config}"), port)
+    yield each
+    assert each.daemon.stop() == 0
 
 
 @pytest.fixture

@@ -89,7 +89,8 @@ class Disk:
     def fsync(self, fd: int) -> None:
         if self.sync_fails is not None:
             raise self.sync_fails
-        self.synced_names = {path.name for path in self.directory.iterdir()}
+        if Path(f"/proc/self/fd/{fd}").resolve() == self.directory:
+            self.synced_names = {path.name for path in self.directory.iterdir()}
 
     def lose_power(self, data: st.DataObject) -> None:
         """Leave of each file what a power cut may leave."""
