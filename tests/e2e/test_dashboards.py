@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tbparse import SummaryReader
 from tensorboard.plugins.mesh.plugin_data_pb2 import MeshPluginData
 
 from tests.e2e.test_drop_in import IMPORT, run_script
@@ -245,6 +246,22 @@ def test_hyperparameters(board: Board) -> None:
     metrics = [[value["value"] for value in group["metricValues"]] for group in groups]
     assert 0.5 in metrics[0]
     same(metrics)
+
+
+@pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # of tbparse's own calls
+def test_pandas_users_read_the_same_through_tbparse(logdir: Path) -> None:
+    # Of tensors and pictures it needs TensorFlow, whoever wrote them.
+    kinds = {"scalars", "histograms", "hparams"}
+    found = []
+    for name in (TORCH, OURS):
+        reader = SummaryReader(str(logdir / name), event_types=kinds, extra_columns={"dir_name"})
+        scalars = reader.scalars[~reader.scalars["tag"].str.startswith("ranktap/")]
+        points = scalars[["dir_name", "tag", "step", "value"]].values.tolist()
+        histograms = reader.histograms[["dir_name", "tag", "step"]].values.tolist()
+        parameters = reader.hparams.astype(str).values.tolist()
+        found.append([sorted(rows) for rows in (points, histograms, parameters)])
+    assert ["", "late", 30, 1.0] in found[0][0] and len(found[0][1]) == 5 and len(found[0][2]) == 3
+    assert found[0] == found[1]
 
 
 def _post(board: Board, path: str, question: dict[str, Any]) -> Any:
