@@ -17,13 +17,14 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 TEXT = """
 (() => {
-  // What a page shows, also of its components, whose insides textContent leaves out.
+  // Also in components and frames, whose insides textContent leaves out.
   const seen = [];
   const walk = (node) => {
     if (node.nodeType === Node.TEXT_NODE) {
       if (node.data.trim()) seen.push(node.data.trim());
     } else if (!["STYLE", "SCRIPT", "TEMPLATE"].includes(node.nodeName)) {
       if (node.shadowRoot) walk(node.shadowRoot);
+      if (node.contentDocument) walk(node.contentDocument.body);
       node.childNodes.forEach(walk);
     }
   };

@@ -397,6 +397,8 @@ def boxes() -> Iterator[tuple[str, Call]]:
         "one label",
         lambda w, tag: w.add_image_with_boxes(tag, picture, corners[:1], **AT, labels="one"),
     )
+    scored = np.hstack([corners, random(21, 3, 2)])
+    yield "with a score", lambda w, tag: w.add_image_with_boxes(tag, picture, scored, **AT)
     yield "no boxes", lambda w, tag: w.add_image_with_boxes(tag, picture, np.zeros((0, 4)), **AT)
     for factor in (0.5, 2, 1.3):
         yield (
@@ -458,6 +460,8 @@ def hyperparameters() -> Iterator[tuple[str, Call]]:
     yield "all kinds", lambda w, tag: w.add_hparams(all_kinds, metrics, run_name=tag)
     yield "with a step", lambda w, tag: w.add_hparams({"a": 1}, {"m": 2}, None, tag, 7)
     yield "in a directory", lambda w, tag: w.add_hparams({"a": 1}, {"m": 2}, run_name=f"{tag}/b")
+    yield "below here", lambda w, tag: w.add_hparams({"a": 1}, {"m": 2}, run_name=f"./{tag}//b")
+    yield "at a path", lambda w, tag: w.add_hparams({"a": 1}, {"m": 2}, run_name=Path(tag))
     yield "no metrics", lambda w, tag: w.add_hparams({"a": 1}, {}, run_name=tag)
     yield "nothing", lambda w, tag: w.add_hparams({}, {}, run_name=tag)
     domains = {"rate": [0.1, 0.01], "net": ["fc", "cnn"], "flag": [True, False], "size": [32, 64]}
@@ -501,6 +505,9 @@ def graphs() -> Iterator[tuple[str, Call]]:
     yield "onnx at a path", lambda w, tag: w.add_onnx_graph(Path(onnx_file()))
 
 
+_DIRECTORY = tempfile.TemporaryDirectory(prefix="ranktap-test-")
+
+
 def onnx_file() -> str:
     """A little model."""
     import onnx
@@ -510,9 +517,9 @@ def onnx_file() -> str:
     outputs = [value("y", onnx.TensorProto.FLOAT, [1, 3])]
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     graph = onnx.helper.make_graph([node], "g", inputs, outputs)
-    path = Path(tempfile.gettempdir()) / "ranktap-test-model.onnx"
+    path = f"{_DIRECTORY.name}/model.onnx"
     onnx.save(onnx.helper.make_model(graph), path)
-    return str(path)
+    return path
 
 
 FAMILIES = (
