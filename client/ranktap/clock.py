@@ -24,6 +24,8 @@ DRIFT: Final = 15e-6
 (PHI in RFC 5905)."""
 ROUND_TRIP_MAX_S: Final = 60.0
 """A longer one would say nothing that is of use."""
+ROUNDING_S: Final = 1e-6
+"""What two clocks' readings may be off by as float64: a wall clock's last bit is 0.24 us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,11 @@ class Clock:
         all in seconds.
         """
         round_trip = received - sent - held
-        if held < 0 or not 0 <= round_trip <= ROUND_TRIP_MAX_S:
+        # The daemon's clock measured `held`: where it runs the faster, a round trip shorter than
+        # what it gained meanwhile comes out below zero.
+        if held < 0 or not -(ROUNDING_S + DRIFT * held) <= round_trip <= ROUND_TRIP_MAX_S:
             return
+        round_trip = max(round_trip, 0.0)
         offset = (now - held / 2) - (wall - (received - sent) / 2)
         sample = _Sample(offset, round_trip / 2, sent)
         if any(self._contradicts(sample, other) for other in self._samples):

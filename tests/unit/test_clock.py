@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ranktap.clock import DRIFT, WINDOW_S, Clock
@@ -13,12 +13,21 @@ WALL = 1_700_000_000.0
 
 
 def ask(
-    clock: Clock, at: float, ahead: float, there: float, back: float, held: float = 0.0
+    clock: Clock,
+    at: float,
+    ahead: float,
+    there: float,
+    back: float,
+    held: float = 0.0,
+    drift: float = 0.0,
 ) -> None:
-    """A round trip that begins at `at`, with a daemon whose clock is `ahead`."""
+    """A round trip that begins at `at`, with a daemon whose clock is `ahead` as it answers.
+
+    It gains `drift` seconds a second, also in what it measures.
+    """
     answered = at + there + held
     received = answered + back
-    clock.heard(at, received, WALL + received, WALL + answered + ahead, held)
+    clock.heard(at, received, WALL + received, WALL + answered + ahead, held * (1 + drift))
 
 
 def test_before_the_first_round_trip_nothing_is_known() -> None:
@@ -52,6 +61,14 @@ def test_what_the_daemon_has_in_hand_makes_nothing_wrong() -> None:
     )  # fmt: skip
 
 
+def test_a_daemon_whose_clock_is_fast_is_heard_though_its_round_trip_is_less_than_none() -> None:
+    clock = Clock()
+    ask(clock, 10.0, 3.5, 0.0, 0.0, held=20.0, drift=DRIFT)
+    assert clock.estimate(30.0) == (
+        pytest.approx(3.5, abs=20 * DRIFT), pytest.approx(20 * DRIFT),
+    )  # fmt: skip
+
+
 SECONDS = st.floats(0.0, 2.0)
 
 
@@ -60,6 +77,7 @@ SECONDS = st.floats(0.0, 2.0)
     st.floats(-DRIFT, DRIFT),
     st.lists(st.tuples(st.floats(0.01, 100.0), SECONDS, SECONDS, SECONDS), min_size=1),
 )
+@example(0.0, 0.0, [(1.0, 0.0, 2.3e-313, 0.0)])
 def test_it_is_never_wrong_by_more_than_is_said_while_clocks_drift(
     ahead: float, drift: float, trips: list[tuple[float, float, float, float]]
 ) -> None:
@@ -67,7 +85,7 @@ def test_it_is_never_wrong_by_more_than_is_said_while_clocks_drift(
     at = 0.0
     for pause, there, held, back in trips:
         at += pause
-        ask(clock, at, ahead + drift * (at + there + held), there, back, held)
+        ask(clock, at, ahead + drift * (at + there + held), there, back, held, drift)
         at += there + held + back
         estimate = clock.estimate(at)
         assert estimate is not None
