@@ -262,7 +262,11 @@ class Daemon:
         self._metrics.free_bytes.set(free)
         if time.monotonic() >= self._next_weighing:
             self._next_weighing = time.monotonic() + WEIGH_S
-            self._weigh_journals(intake)
+            try:
+                self._weigh_journals(intake)
+            except OSError as error:
+                # No descriptor to look with: what they were before is the best that is known.
+                logger.warning("journals cannot be weighed: %s", error)
         waiting, limit, why = self._waiting_bytes, "", ""
         if free < settings.min_free_bytes:
             limit = "min_free_bytes"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ BESIDE = Path(__file__).parent / "jobs" / "beside.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
             "--rdzv-endpoint=127.0.0.1:0")  # fmt: skip
 LIBRARIES = ["lightning", "accelerate", "transformers", "ignite"]
+DaemonStarter = Callable[..., DaemonProcess]
 RANKS_LOSS = dict.fromkeys(LIBRARIES, "train/loss") | {
     "lightning": "train_loss", "transformers": "train/loss_of_ranks"
 }  # fmt: skip
@@ -217,6 +219,29 @@ def test_transformers_evaluation_behind_the_training_is_shown_too(transformers: 
         for shown in (transformers.ours, transformers.theirs[0])
     )
     assert ours == theirs == [4, 8, 8]
+
+
+def test_transformers_evaluation_behind_the_training_is_shown_though_it_says_the_same(
+    start_daemon: DaemonStarter, tmp_path: Path
+) -> None:
+    """Runtimes are rounded, so that one rank may say the same twice and another may not."""
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from ranktap.integrations.transformers import RanktapCallback
+
+    daemon = start_daemon()
+    callback = RanktapCallback(run="sum", endpoint=daemon.endpoint)
+    state, control = TrainerState(global_step=8), TrainerControl()
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    callback.on_train_begin(arguments, state, control)
+    callback.on_log(arguments, state, control, logs={"eval_runtime": 0.004})
+    callback.on_log(arguments, state, control, logs={"eval_runtime": 0.004})
+    callback.on_train_end(arguments, state, control)
+    callback.on_log(arguments, state, control, logs={"eval_runtime": 0.004})
+    assert callback.tap.close()
+    assert daemon.stop() == 0
+    shown = accumulate(daemon.logdir / "sum").Scalars("eval/runtime")
+    assert [(point.step, point.value) for point in shown] == [(8, np.float32(0.004))] * 2
 
 
 def test_transformers_arguments_are_rank_0s_text(transformers: Job) -> None:

@@ -65,6 +65,7 @@ def test_out_of_descriptors_on_tcp_who_is_connected_goes_on_and_others_wait(
         (worker,) = daemon.workers()
         worker.kill()
         wait_for(lambda: "no worker can be started" in daemon.log, "the daemon to notice")
+        wait_for(lambda: "journals cannot be weighed" in daemon.log, "it to go on without")
         taps.append(ranktap.init("new", endpoint=endpoint, rank=0, world_size=1))
         _log(taps[1], range(40))
         assert not taps[1].flush(timeout=0.5)

@@ -98,6 +98,8 @@ class RanktapCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         self.writer.close()
+        # Of another session nothing was said yet, also when it is of the same step.
+        self._once_per_step = integrations.OncePerStep()
 
     def _open(self, args: Any, state: Any, purge_step: int | None = None) -> None:
         run = self._run or os.environ.get("RANKTAP_RUN") or args.run_name
