@@ -37,6 +37,7 @@ from ranktapd import __version__
 from ranktapd.access import Access
 from ranktapd.config import Config
 from ranktapd.conflicts import Conflicts, job_of
+from ranktapd.crowd import Crowd
 from ranktapd.entries import BatchAccepted, BatchRefused, JobMoved, SessionGone
 from ranktapd.log_budget import LogBudget
 from ranktapd.pace import Rates
@@ -101,6 +102,9 @@ class Intake:
         """The first frame of the message in hand, which knows where it came from."""
         self._log = LogBudget()
         self._conflicts = Conflicts()
+        self._crowd = Crowd()
+        self._interval_s: float | None = None
+        """How long clients are asked to collect, see `Crowd`."""
         self._early: dict[bytes, tuple[Run, Session]] = {}
         """Sessions whose acknowledgement waits until they have kept to their rates again."""
         self.full = False
@@ -143,6 +147,9 @@ class Intake:
         for name, run in self._runs.items():
             if run.pending:
                 self._round.runs.setdefault(name, run)
+        self._crowd.turn(time.monotonic())
+        self._interval_s = self._crowd.interval_s()
+        self._metrics.batch_interval.set(self._interval_s or limits.BATCH_INTERVAL_S)
         said, self._round = self._round, _Round()
         unsaved: set[str] = set()
         for name, run in said.runs.items():
@@ -189,7 +196,7 @@ class Intake:
         else:
             self._early.pop(session.opened.session, None)
             pace.acknowledged = session.window.last
-        answer = Ack(pace.acknowledged, sent)
+        answer = Ack(pace.acknowledged, sent, interval=self._interval_s)
         if sent is not None:
             # As late as can be: what is not said to have been here counts as having been under way.
             answer.held = time.monotonic() - session.last_heard
@@ -285,7 +292,7 @@ class Intake:
         self._early.pop(hello.session, None)
         self._sessions[hello.session] = (run, session)
         other = None if run.place.name == hello.run else run.place.name
-        welcome = Welcome(session.window.last, other, daemon=__version__)
+        welcome = Welcome(session.window.last, other, daemon=__version__, interval=self._interval_s)
         self._round.answers.append((run, peer, welcome))
 
     def _check_limits(self, hello: Hello, user: str) -> None:
@@ -410,6 +417,7 @@ class Intake:
             opened = session.opened
             words = BatchAccepted(message.session, message.number, opened.rank, opened.world_size)
             run.add_batch(session, words, parts, message.number)
+            self._crowd.sent(message.session)
             batch = message.batch
             scalars = 0 if batch.columns is None else len(batch.columns)
             self._metrics.scalars.inc(scalars)

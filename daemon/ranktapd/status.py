@@ -24,6 +24,7 @@ class Metrics:
     journal_bytes: Counter = field(init=False)
     commits: Counter = field(init=False)
     worker_deaths: Counter = field(init=False)
+    batch_interval: Gauge = field(init=False)
     sessions: Gauge = field(init=False)
     runs: Gauge = field(init=False)
     lag: Gauge = field(init=False)
@@ -53,6 +54,9 @@ class Metrics:
         self.journal_bytes = counter("journal_bytes", "Bytes of batches journaled")
         self.commits = counter("commits", "Groups committed to a journal")
         self.worker_deaths = counter("worker_deaths", "Workers that ended unasked")
+        self.batch_interval = gauge(
+            "batch_interval_seconds", "How long clients are asked to collect before they send"
+        )
         self.sessions = gauge("sessions", "Sessions that are open")
         self.runs = gauge("runs", "Runs whose journal is open")
         self.waiting_bytes = gauge(

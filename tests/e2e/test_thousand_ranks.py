@@ -23,7 +23,6 @@ from tests.support.waiting import wait_for
 PROGRAM = Path(many_ranks.__file__)
 RANKS, PROCESSES = 1_000, 2
 SECONDS, SCALARS_PER_S = 60, 100
-INTERVAL_S = 1.0
 RUN = "thousand"
 QUEUES_KIB = 64
 """Of each connection: libzmq keeps two chunks of 256 messages of 64 bytes in each direction, which
@@ -106,7 +105,7 @@ def test_a_thousand_ranks_lose_nothing_and_memory_stays_flat(
     senders = [
         subprocess.Popen(
             [sys.executable, str(PROGRAM), daemon.endpoint, RUN, str(first), str(each), str(RANKS),
-             str(SECONDS), str(SCALARS_PER_S), str(INTERVAL_S)],
+             str(SECONDS), str(SCALARS_PER_S)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for first in range(0, RANKS, each)
@@ -132,7 +131,7 @@ def test_a_thousand_ranks_lose_nothing_and_memory_stays_flat(
     assert daemon.stop(timeout_s=60) == 0
     waits = np.array([report["waits_s"] for report in told]).max(axis=0)
     print(
-        f"\n{RANKS} ranks, {SCALARS_PER_S} scalars a second each, a batch every {INTERVAL_S} s\n"
+        f"\n{RANKS} ranks, {SCALARS_PER_S} scalars a second each\n"
         f"main {usage.cpu('main'):.2f} of a core, worker {usage.cpu('worker'):.2f}\n"
         f"MiB of main {spread(usage.rss_mib('main'))}, of the worker "
         f"{spread(usage.rss_mib('worker'))}\n"

@@ -1,9 +1,10 @@
-"""Many ranks in one process, each with a socket of its own: what a tap sends, without a tap.
+"""Many ranks in one process, each with a socket of its own: what a tap sends, when a tap sends it,
+without a tap's thread.
 
 Arguments: endpoint, run, first rank, how many, world size, seconds, scalars a second of
-each, seconds between two batches. It waits for a line on standard input once all of its
-ranks are known to the daemon, and prints a line of JSON at its end: batches sent, sent
-again, and how long each waited for its acknowledgement.
+each. It waits for a line on standard input once all of its ranks are known to the daemon, and
+prints a line of JSON at its end: batches sent, sent again, and how long each waited for its
+acknowledgement.
 
 A rank logs `TAGS` tags at equal times; at step s the value of rank k is k + s. So it is
 known what the merged points are.
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import zmq
 
+from ranktap.pacing import Pacing
 from ranktap_wire import frames, limits
 from ranktap_wire.delivery import SendWindow
 from ranktap_wire.messages import SESSION_ID_BYTES, Ack, ByeAnswer, Code, Error, Hello, Welcome
@@ -39,6 +41,7 @@ class Rank:
     window: SendWindow[Batch] = field(
         default_factory=lambda: SendWindow(limits.IN_FLIGHT_BYTES, limits.IN_FLIGHT_MESSAGES)
     )
+    pacing: Pacing = field(default_factory=Pacing)
     welcomed: bool = False
     gone: bool = False
     next_step: int = 0
@@ -86,9 +89,11 @@ class Rank:
             self.heard = time.monotonic()
             match answer:
                 case Welcome():
+                    self.pacing.asked(answer.interval)
                     self.welcomed = True
                     self.window.rewind()
                 case Ack():
+                    self.pacing.asked(answer.interval)
                     self._acknowledged(answer.number, waits)
                 case ByeAnswer():
                     self.gone = True
@@ -111,7 +116,7 @@ class Rank:
 
 def main(
     endpoint: str, run: str, first: int, count: int, world_size: int, seconds: float,
-    scalars_per_s: float, interval_s: float,
+    scalars_per_s: float,
 ) -> None:  # fmt: skip
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 4 * count + 100)
@@ -138,25 +143,23 @@ def main(
     period_s = TAGS / scalars_per_s
     begin, wall = time.monotonic(), time.time()
     steps = round(seconds / period_s)
-    # Ranks do not all send at the same moment.
-    due = {
-        rank.number: begin + interval_s * (index / count)
-        for index, rank in enumerate(ranks.values())
-    }
+    for index, rank in enumerate(ranks.values()):
+        # Ranks do not all send at the same moment.
+        rank.pacing.next_turn_at = begin + limits.BATCH_INTERVAL_S * (index / count)
     sent = 0
     waits.clear()
     while not all(rank.next_step == steps and not len(rank.window) for rank in ranks.values()):
         now = time.monotonic()
         for rank in ranks.values():
-            if now >= due[rank.number]:
-                due[rank.number] += interval_s
+            if rank.pacing.turn(now):
                 rank.log(min(steps, int((now - begin) / period_s)), period_s, wall)
                 sent += rank.send()
                 if len(rank.window) and now - max(rank.heard, begin) > SILENCE_S:
                     rank.heard = now
                     rank.window.rewind()
                     rank.send()
-        pause_s = max(0.0, min(due.values()) - time.monotonic())
+        next_turn_at = min(rank.pacing.next_turn_at for rank in ranks.values())
+        pause_s = max(0.0, next_turn_at - time.monotonic())
         for socket, _ in poller.poll(min(50, 1 + int(pause_s * 1e3))):
             ranks[socket].hear(waits)
             sent += ranks[socket].send()

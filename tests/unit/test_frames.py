@@ -129,6 +129,7 @@ def test_the_largest_number_of_scalars_tags_and_records_comes_back() -> None:
     [
         Welcome(0), Welcome(STEP_MAX, daemon="1.2", limits={"record_bytes": 1}),
         Welcome(0, "another run"), Ack(0), Ack(7), Ack(7, 1.25), Ack(7, 1.25, 1e9, 0.5),
+        Welcome(0, interval=0.5), Ack(7, interval=0.5), Ack(7, 1.25, 1e9, 0.5, 2.0),
         ByeAnswer(),
         Error(Code.GAP, "batch 3 is missing", 2), Error("a code of the future", "", None),
     ],
@@ -599,7 +600,10 @@ def test_a_mutated_answer_is_refused_or_understood_and_nothing_else(
     seed: int, mutate: messages.Mutation
 ) -> None:
     rng = random.Random(seed)
-    answers = (Welcome(3, "run"), Ack(3, 1.5, 1e9, 0.5), ByeAnswer(), Error(Code.GAP, "missing", 2))
+    answers = (
+        Welcome(3, "run", interval=0.5), Ack(3, 1.5, 1e9, 0.5, 0.5), ByeAnswer(),
+        Error(Code.GAP, "missing", 2),
+    )  # fmt: skip
     parts = mutate(rng, as_bytes(frames.pack_answer(rng.choice(answers))))
     try:
         assert isinstance(frames.read_answer(parts), DaemonMessage)
@@ -610,8 +614,8 @@ def test_a_mutated_answer_is_refused_or_understood_and_nothing_else(
 @pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: repr(value)[:20])
 def test_an_answer_with_an_odd_value_in_any_field_is_refused_or_understood(value: Any) -> None:
     for answer in (
-        Welcome(3, "run"),
-        Ack(3, 1.5, 1e9, 0.5),
+        Welcome(3, "run", interval=0.5),
+        Ack(3, 1.5, 1e9, 0.5, 0.5),
         ByeAnswer(),
         Error(Code.GAP, "missing", 2),
     ):
