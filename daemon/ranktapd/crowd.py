@@ -25,6 +25,12 @@ PERIOD_S: Final = 2 * limits.BATCH_INTERVAL_MAX_S
 one."""
 
 
+GATHER_S: Final = 0.01
+"""How far apart rounds are while longer batches are asked for: each takes a sync, a write of the
+worker's and its checkpoint, for the three batches that come in three milliseconds as for ten.
+A fifth of what the shortest batch has waited already."""
+
+
 class Crowd:
     """Who has sent lately, and what that means for all."""
 

@@ -16,7 +16,7 @@ import pytest
 import ranktap
 from ranktap.tap import Tap
 from ranktap_wire import limits
-from ranktapd.crowd import BATCHES_PER_S
+from ranktapd.crowd import BATCHES_PER_S, GATHER_S
 from tests.support import many_ranks
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import scalar_points
@@ -98,7 +98,7 @@ def test_what_is_flushed_and_what_is_large_waits_for_nothing(
     assert time.monotonic() - began < count * INTERVAL_S
 
 
-def test_two_hundred_ranks_send_about_as_many_batches_as_one_daemon_takes(
+def test_two_hundred_ranks_are_as_many_batches_and_syncs_as_one_daemon_takes(
     start_daemon: StartDaemon,
 ) -> None:
     ranks, seconds, scalars_per_s = 200, 4.0, 100.0
@@ -115,6 +115,9 @@ def test_two_hundred_ranks_send_about_as_many_batches_as_one_daemon_takes(
     most = BATCHES_PER_S * (report["took_s"] + 1) + 2 * ranks
     assert ranks / limits.BATCH_INTERVAL_S * seconds > 2 * most, "unasked they send more"
     assert batches(port) <= most
+    # And as many syncs as rounds that gather, not one for the few that are there each time.
+    commits = metrics(port)["ranktapd_commits_total", ""]
+    assert commits <= (report["took_s"] + 1) / GATHER_S + 2 * ranks
     assert daemon.stop() == 0
     points = scalar_points(daemon.logdir / "crowd")
     steps = report["steps"]
