@@ -12,6 +12,7 @@ known what the merged points are.
 
 from __future__ import annotations
 
+import heapq
 import json
 import sys
 import time
@@ -143,26 +144,27 @@ def main(
     period_s = TAGS / scalars_per_s
     begin, wall = time.monotonic(), time.time()
     steps = round(seconds / period_s)
-    for index, rank in enumerate(ranks.values()):
-        # Ranks do not all send at the same moment.
-        rank.pacing.next_turn_at = begin + limits.BATCH_INTERVAL_S * (index / count)
+    # Ranks do not all send at the same moment.
+    turns = [
+        (begin + limits.BATCH_INTERVAL_S * (index / count), rank.number, rank)
+        for index, rank in enumerate(ranks.values())
+    ]
     sent = 0
     waits.clear()
-    while not all(rank.next_step == steps and not len(rank.window) for rank in ranks.values()):
+    while turns:
+        at, number, rank = heapq.heappop(turns)
+        time.sleep(max(0.0, at - time.monotonic()))
         now = time.monotonic()
-        for rank in ranks.values():
-            if rank.pacing.turn(now):
-                rank.log(min(steps, int((now - begin) / period_s)), period_s, wall)
-                sent += rank.send()
-                if len(rank.window) and now - max(rank.heard, begin) > SILENCE_S:
-                    rank.heard = now
-                    rank.window.rewind()
-                    rank.send()
-        next_turn_at = min(rank.pacing.next_turn_at for rank in ranks.values())
-        pause_s = max(0.0, next_turn_at - time.monotonic())
-        for socket, _ in poller.poll(min(50, 1 + int(pause_s * 1e3))):
-            ranks[socket].hear(waits)
-            sent += ranks[socket].send()
+        # As a tap does it: answers are read at a turn, whenever they come.
+        rank.hear(waits)
+        if rank.pacing.turn(now):
+            rank.log(min(steps, int((now - begin) / period_s)), period_s, wall)
+        if len(rank.window) and now - max(rank.heard, begin) > SILENCE_S:
+            rank.heard = now
+            rank.window.rewind()
+        sent += rank.send()
+        if rank.next_step < steps or len(rank.window):
+            heapq.heappush(turns, (rank.pacing.next_turn_at, number, rank))
     took_s = time.monotonic() - begin
     for rank in ranks.values():
         rank.socket.send_multipart(frames.pack_bye(rank.session))
