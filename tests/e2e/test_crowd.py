@@ -101,7 +101,7 @@ def test_what_is_flushed_and_what_is_large_waits_for_nothing(
 def test_two_hundred_ranks_are_as_many_batches_and_syncs_as_one_daemon_takes(
     start_daemon: StartDaemon,
 ) -> None:
-    ranks, seconds, scalars_per_s = 200, 4.0, 100.0
+    ranks, seconds, scalars_per_s = 200, 3.0, 100.0
     port = free_port()
     daemon = start_daemon("--metrics", f"127.0.0.1:{port}")
     arguments = [daemon.endpoint, "crowd", 0, ranks, ranks, seconds, scalars_per_s]
@@ -111,13 +111,13 @@ def test_two_hundred_ranks_are_as_many_batches_and_syncs_as_one_daemon_takes(
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
     report = json.loads(told.stdout.splitlines()[-1])
-    # At first they send unasked; in a second all of them have been told.
-    most = BATCHES_PER_S * (report["took_s"] + 1) + 2 * ranks
-    assert ranks / limits.BATCH_INTERVAL_S * seconds > 2 * most, "unasked they send more"
-    assert batches(port) <= most
-    # And as many syncs as rounds that gather, not one for the few that are there each time.
+    # Until they are told, which takes as long as the machine takes, they send as they do unasked.
+    assert report["interval_s"] == ranks / BATCHES_PER_S
+    assert report["paced"] <= BATCHES_PER_S * report["took_s"] + ranks
+    # And as many syncs as rounds that gather, not one for the few that are there each time; their
+    # hellos, goodbyes, and what comes before they are a crowd besides.
     commits = metrics(port)["ranktapd_commits_total", ""]
-    assert commits <= (report["took_s"] + 1) / GATHER_S + 2 * ranks
+    assert commits <= report["took_s"] / GATHER_S + 3 * ranks
     assert daemon.stop() == 0
     points = scalar_points(daemon.logdir / "crowd")
     steps = report["steps"]

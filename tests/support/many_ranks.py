@@ -3,8 +3,9 @@ without a tap's thread.
 
 Arguments: endpoint, run, first rank, how many, world size, seconds, scalars a second of
 each. It waits for a line on standard input once all of its ranks are known to the daemon, and
-prints a line of JSON at its end: batches sent, sent again, and how long each waited for its
-acknowledgement.
+prints a line of JSON at its end: batches sent, sent again, how long each waited for its
+acknowledgement, and the interval that was asked for last of the rank that was asked for least,
+with how many batches were made at each one's last.
 
 A rank logs `TAGS` tags at equal times; at step s the value of rank k is k + s. So it is
 known what the merged points are.
@@ -49,6 +50,8 @@ class Rank:
     heard: float = 0.0
     pushed: dict[int, float] = field(default_factory=dict)
     """When a batch that is not acknowledged was made."""
+    intervals: list[float] = field(default_factory=list)
+    """What each batch was to collect for."""
 
     def log(self, upto: int, period_s: float, begin: float) -> None:
         """Make a batch of the steps before `upto`."""
@@ -66,6 +69,7 @@ class Rank:
         self.next_step = upto
         number = self.window.push(Batch(columns), 28 * len(columns))
         self.pushed[number] = time.monotonic()
+        self.intervals.append(self.pacing.interval_s)
 
     def send(self) -> int:
         """Send what is due; how many batches."""
@@ -172,8 +176,11 @@ def main(
         for socket, _ in poller.poll(1_000):
             ranks[socket].hear(waits)
     quantiles = np.percentile(waits, [50, 99, 100]).tolist()
+    intervals = [rank.intervals for rank in ranks.values()]
+    paced = sum(each.count(each[-1]) for each in intervals)
     print(json.dumps({"steps": steps, "sent": sent, "batches": len(waits), "waits_s": quantiles,
-                      "took_s": took_s}), flush=True)  # fmt: skip
+                      "took_s": took_s, "interval_s": min(each[-1] for each in intervals),
+                      "paced": paced}), flush=True)  # fmt: skip
     context.destroy(linger=0)
 
 
