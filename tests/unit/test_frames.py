@@ -630,6 +630,21 @@ def test_an_answer_with_an_odd_value_in_any_field_is_refused_or_understood(value
                 assert isinstance(read.text, str) and type(read.number) in (int, type(None))
 
 
+@pytest.mark.parametrize("answer", [Welcome(3), Ack(3), ByeAnswer(), Error(Code.GAP, "", 2)])
+def test_a_field_that_a_later_daemon_adds_is_passed_over(answer: DaemonMessage) -> None:
+    # As `interval` is by clients of before it was there.
+    parts = as_bytes(frames.pack_answer(answer))
+    later = with_header(parts, header(parts) | {"something new": [0.5]})
+    assert frames.read_answer(later) == answer
+
+
+@pytest.mark.parametrize("interval", [math.nan, math.inf, True, "0.5", 1, None])
+def test_an_interval_that_is_no_number_of_seconds_is_refused(interval: Any) -> None:
+    parts = as_bytes(frames.pack_answer(Ack(3, interval=0.5)))
+    with pytest.raises(FrameError, match="interval: expected a finite number"):
+        frames.read_answer(with_header(parts, header(parts) | {"interval": interval}))
+
+
 @pytest.mark.parametrize("protocol", [0, 2, True, None, "1"])
 def test_a_daemon_of_another_version_is_named(protocol: Any) -> None:
     parts = as_bytes(frames.pack_answer(Welcome(3)))
