@@ -32,7 +32,7 @@ SETTLED_MIB = 12
 """What may be added to after that: the acknowledgements' 4 MiB, and what waits at a time."""
 CONNECTION_KIB = 300
 """What a connection takes at most: those 64 KiB, buffers, and as many messages as may wait for a
-daemon that is behind (RECEIVE_HIGH_WATER_MARK), each in a buffer of 8 KiB."""
+daemon that is behind (RECEIVE_HIGH_WATER_MARK), each of these in a buffer of 8 KiB."""
 
 
 class Usage:
