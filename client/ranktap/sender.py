@@ -5,8 +5,9 @@
                                          +--- acknowledged(n) <---- ack n -+
 
 It wakes every 50 ms, or earlier when an answer, a megabyte of blobs, or a flush is
-there. Nothing that happens here reaches the training thread: errors of the network
-are retried for ever, errors of the protocol are told to the logger and counted.
+there. What was logged becomes a batch then, or less often when the daemon asks for that.
+Nothing that happens here reaches the training thread: errors of the network are retried
+for ever, errors of the protocol are told to the logger and counted.
 
 libzmq reconnects by itself, but what its queue had accepted is lost with the peer,
 without an error. So its queue is kept short, everything is held until the daemon has
@@ -33,6 +34,7 @@ from ranktap.clock import Clock
 from ranktap.finite import FiniteWatch
 from ranktap.flushes import Flushes
 from ranktap.outbox import Outbox, Sealed
+from ranktap.pacing import Pacing
 from ranktap_wire import frames, limits
 from ranktap_wire.delivery import SendWindow
 from ranktap_wire.messages import (
@@ -132,7 +134,7 @@ class Sender:
         """A beat has gone out, and no answer to one has come."""
         self._clock = Clock()
         self._finite = FiniteWatch()
-        self._next_batch_at = 0.0
+        self._pacing = Pacing()
         self._blocked = False
         self._more = False
         self._where = "the daemon"
@@ -234,7 +236,7 @@ class Sender:
             poller.register(self._socket, events)
         if self._door is not None:
             poller.register(self._door.socket, zmq.POLLIN)
-        pause_s = 0.0 if self._more else max(0.0, self._next_batch_at - time.monotonic())
+        pause_s = 0.0 if self._more else max(0.0, self._pacing.next_turn_at - time.monotonic())
         ready = dict(poller.poll(math.ceil(pause_s * 1_000)))
         if self._wake_read in ready:
             os.read(self._wake_read, 4_096)
@@ -242,7 +244,7 @@ class Sender:
             self._is_woken = False
 
     def _awaits_answer(self) -> bool:
-        """Whether something waits for an answer; else it is read when the next batch is due.
+        """Whether something waits for an answer; else it is read at the next turn.
 
         With a few scalars a step every batch would cost two turns of the interpreter: one to
         send it, and one soon after to hear that it has arrived.
@@ -282,6 +284,7 @@ class Sender:
                 self._window.rewind()
                 self._welcomed = self._is_known = True
                 self._told -= {"silent", "door"}
+                self._pacing.asked(answer.interval)
                 self._last_probe = -math.inf
                 if answer.run is not None:
                     self._tell_once(
@@ -289,6 +292,7 @@ class Sender:
                         self._hello.run, answer.run,
                     )  # fmt: skip
             case Ack():
+                self._pacing.asked(answer.interval)
                 if answer.sent is not None:
                     self._hear_clock(answer.sent, answer)
                 if self._welcomed:
@@ -333,9 +337,7 @@ class Sender:
 
     def _seal(self, now: float) -> None:
         """Move what was logged into numbered batches."""
-        due = now >= self._next_batch_at
-        if due:
-            self._next_batch_at = now + limits.BATCH_INTERVAL_S
+        due = self._pacing.turn(now)
         self._more = False
         for _ in range(BATCHES_A_TURN):
             if not self._outbox:
@@ -388,7 +390,9 @@ class Sender:
         if not self._welcomed:
             return
         silence = now - max(self._last_heard, self._last_probe)
-        is_silent = silence > (PROBE_INTERVAL_S if len(self._window) else limits.BEAT_INTERVAL_S)
+        # Where many send, acknowledgements take longer, and beats would be most of what is sent.
+        probe_s = max(PROBE_INTERVAL_S, min(self._pacing.interval_s, limits.BEAT_INTERVAL_S))
+        is_silent = silence > (probe_s if len(self._window) else limits.BEAT_INTERVAL_S)
         if is_silent or now - self._last_probe > CLOCK_INTERVAL_S:
             self._last_probe = now
             self._is_asked = self._send_control(frames.pack_beat(self._hello.session, now))

@@ -5,9 +5,9 @@ the header; the rest are raw buffers that it refers to by index. Nothing is
 pickled and buffers are never unpacked. Each buffer is referred to once, in order.
 
     client to daemon                            daemon to client
-      hello  protocol session run rank ...        welcome  protocol last limits [run]
-      batch  session number ... + buffers         ack      number (cumulative)
-      beat   session sent                         ack      number sent (the beat's) now held
+      hello  protocol session run rank ...        welcome  protocol last limits [run] [interval]
+      batch  session number ... + buffers         ack      number (cumulative) [interval]
+      beat   session sent                         ack      ... sent (the beat's) now held
       bye    session                              bye
                                                   error    code text [number]
 
@@ -81,12 +81,16 @@ def pack_answer(answer: DaemonMessage) -> list[Buffer]:
             }
             if answer.run is not None:
                 head["run"] = answer.run
+            if answer.interval is not None:
+                head["interval"] = answer.interval
         case Ack():
             head = {"type": "ack", "number": answer.number}
             if answer.sent is not None:
                 head["sent"] = answer.sent
             if answer.now is not None:
                 head |= {"now": answer.now, "held": answer.held}
+            if answer.interval is not None:
+                head["interval"] = answer.interval
         case ByeAnswer():
             head = {"type": "bye"}
         case Error():
@@ -211,11 +215,13 @@ def read_answer(frames: Frames) -> DaemonMessage:
             run=None if run is None else str(run),
             daemon=str(head.get("daemon", "")),
             limits=told if isinstance(told, dict) else {},
+            interval=_optional(head, "interval"),
         )
     if kind == "ack":
-        sent = finite_field(head, "sent") if "sent" in head else None
-        now, held = (finite_field(head, name) if name in head else None for name in ("now", "held"))
-        return Ack(integer_field(head, "number", 0, STEP_MAX), sent, now, held)
+        sent, now, held, interval = (
+            _optional(head, name) for name in ("sent", "now", "held", "interval")
+        )
+        return Ack(integer_field(head, "number", 0, STEP_MAX), sent, now, held, interval)
     if kind == "bye":
         return ByeAnswer()
     if kind == "error":
@@ -226,6 +232,10 @@ def read_answer(frames: Frames) -> DaemonMessage:
     raise FrameError(
         Code.MALFORMED, f"type: expected welcome, ack, bye or error, got {shown(kind)}"
     )
+
+
+def _optional(head: dict[str, Any], name: str) -> float | None:
+    return finite_field(head, name) if name in head else None
 
 
 def _host(head: dict[str, Any]) -> str:

@@ -57,6 +57,7 @@ SUFFIX: Final = ".journal"
 _SEGMENT = struct.Struct("<8sIIQQ")
 _HEAD = struct.Struct("<IIQIIII")
 _FRAMES = struct.Struct("<II")
+_ZEROS: Final = bytes(8)
 _READ_BYTES: Final = 4 * limits.MIB
 _GATHER_BYTES: Final = 64 * limits.KIB  # below this, copying beats one more iovec
 _IOV_MAX: Final = 1_024
@@ -153,17 +154,16 @@ def segments(directory: Path) -> list[int]:
 # -- layout -----------------------------------------------------------------------------
 
 
-def pack_frames(frames: Sequence[Buffer]) -> list[Buffer]:
-    """The pieces of a payload that holds `frames`; large frames are referred to, not copied."""
+def pack_frames(frames: Sequence[Buffer]) -> list[bytes | memoryview]:
+    """The pieces of a payload that holds `frames`, as bytes; large frames are referred to, not
+    copied. Together they fill a multiple of 8."""
     views = [byte_view(frame) for frame in frames]
-    table = _FRAMES.pack(len(views), 0) + struct.pack(
-        f"<{len(views)}Q", *(view.nbytes for view in views)
-    )
-    pieces: list[Buffer] = [table]
-    for view in views:
+    lengths = [len(view) for view in views]
+    pieces: list[bytes | memoryview] = [struct.pack(f"<II{len(views)}Q", len(views), 0, *lengths)]
+    for view, length in zip(views, lengths, strict=True):
         pieces.append(view)
-        if view.nbytes % 8:
-            pieces.append(bytes(-view.nbytes % 8))
+        if length % 8:
+            pieces.append(_ZEROS[: -length % 8])
     return pieces
 
 
@@ -190,16 +190,16 @@ def unpack_frames(payload: memoryview) -> list[memoryview]:
 
 def _pack_entry(
     sequence: int, index: int, remaining: int, frames: Sequence[Buffer]
-) -> tuple[list[Buffer], int]:
+) -> tuple[list[bytes | memoryview], int]:
     pieces = pack_frames(frames)
-    length = sum(byte_view(piece).nbytes for piece in pieces)
+    length = sum(map(len, pieces))
     if length > limits.ENTRY_BYTES:
         raise ValueError(f"entry of {length} bytes, at most {limits.ENTRY_BYTES} allowed")
     if length <= _GATHER_BYTES:
-        pieces = [b"".join(byte_view(piece) for piece in pieces)]
+        pieces = [b"".join(pieces)]
     checksum = 0
     for piece in pieces:
-        checksum = crc32c(byte_view(piece), checksum)
+        checksum = crc32c(piece, checksum)
     blank = _HEAD.pack(0, checksum, sequence, length, index, remaining, 0)
     head = _HEAD.pack(crc32c(blank[4:]), checksum, sequence, length, index, remaining, 0)
     return [head, *pieces], _HEAD.size + length
@@ -461,17 +461,14 @@ class JournalWriter:
         if self._offset == _SEGMENT.size and self._last:
             # Not only now: the first group of a new segment may have failed, or been cut off.
             entries = [*self._preamble(), *entries]
-        pieces: list[Buffer] = []
+        pieces: list[bytes | memoryview] = []
         total = 0
         for index, frames in enumerate(entries):
             packed, nbytes = _pack_entry(
                 self._last + 1 + index, index, len(entries) - 1 - index, frames
             )
-            padding = -nbytes % 8
             pieces += packed
-            if padding:
-                pieces.append(bytes(padding))
-            total += nbytes + padding
+            total += nbytes
         self._write(pieces)
         self._offset += total
         first = self._last + 1 + len(entries) - len(group)
@@ -483,8 +480,8 @@ class JournalWriter:
             os.close(self._fd)
             self._fd = -1
 
-    def _write(self, pieces: list[Buffer]) -> None:
-        views = [byte_view(piece) for piece in pieces if byte_view(piece).nbytes]
+    def _write(self, pieces: list[bytes | memoryview]) -> None:
+        views = [memoryview(piece) for piece in pieces if piece]
         try:
             while views:
                 written = os.writev(self._fd, views[:_IOV_MAX])

@@ -45,6 +45,10 @@ BATCH_INTERVAL_S: Final = 0.05
 """A batch is sent at the latest this long after its first record: half of the
 latency that a person notices, and 20 wake-ups a second."""
 
+BATCH_INTERVAL_MAX_S: Final = 2.0
+"""The longest that a daemon may ask for when many ranks send: below the time without an
+answer, and a point that is seen two seconds later is still seen as it happens."""
+
 IN_FLIGHT_BYTES: Final = 64 * MIB
 """Sent and not yet acknowledged, a session. Enough for 1 GB/s over a 60 ms round trip."""
 

@@ -100,6 +100,8 @@ class Welcome:
     daemon: str = ""
     """The daemon's version, for people."""
     limits: dict[str, int] = field(default_factory=dict)
+    interval: float | None = None
+    """As in `Ack`."""
 
 
 @dataclass(slots=True)
@@ -111,6 +113,10 @@ class Ack:
     """The daemon's wall clock as it answered a beat, seconds since 1970."""
     held: float | None = None
     """How long that had been with the daemon then, in seconds."""
+    interval: float | None = None
+    """How long the daemon would have a batch collect before it is sent, in seconds, as many
+    ranks send; None: as long as it does unasked, limits.BATCH_INTERVAL_S. It holds until the
+    next answer of these two kinds."""
 
 
 @dataclass(slots=True)

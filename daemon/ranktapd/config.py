@@ -66,7 +66,8 @@ class Config:
     max_workers: int = 256
     """Runs that are written at the same time; a worker takes about 60 MB."""
     max_sessions: int = 20_000
-    """Ranks that are connected; each takes a descriptor and 30 KB."""
+    """Ranks that are connected; each takes a descriptor and 30 KB, 100 KB once it has sent some
+    hundred batches, and up to 16 of its messages while the daemon is behind."""
     max_message_bytes: int = limits.MESSAGE_BYTES
     """One batch with all its tensors."""
     max_session_batches_per_s: int = 10_000

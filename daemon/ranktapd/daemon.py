@@ -197,6 +197,8 @@ class Daemon:
             for descriptor in self._supervisor.descriptors():
                 poller.register(descriptor, zmq.POLLIN)
             poller.poll(max(0, math.ceil((self._next_tick - time.monotonic()) * 1_000)))
+            if (pause_s := intake.gathers_s()) > 0:
+                time.sleep(pause_s)
             while intake.turn() and not self._signals:
                 self._turn_others()
             self._turn_others()

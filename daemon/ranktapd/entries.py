@@ -162,15 +162,21 @@ _KINDS: dict[str, type[Words]] = {
     )
 }
 
+_FIELDS: dict[type[Words], list[tuple[str, bool]]] = {
+    each: [(field.name, field.default is None) for field in fields(each)]
+    for each in _KINDS.values()
+}
+"""Their names, and whether they are left out when they say nothing."""
+
 
 def pack_entry(words: Words, frames: Sequence[Buffer] = ()) -> list[Buffer]:
     """An entry's frames."""
-    said = {
-        each.name: value
-        for each in fields(words)
-        if (value := getattr(words, each.name)) is not None or each.default is not None
-    }
-    return [msgpack.packb({"kind": words.kind} | said, use_bin_type=True), *frames]
+    said: dict[str, Any] = {"kind": words.kind}
+    for name, is_optional in _FIELDS[type(words)]:
+        value = getattr(words, name)
+        if value is not None or not is_optional:
+            said[name] = value
+    return [msgpack.packb(said, use_bin_type=True), *frames]
 
 
 def read_entry(frames: Sequence[memoryview]) -> Words:

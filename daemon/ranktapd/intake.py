@@ -37,12 +37,13 @@ from ranktapd import __version__
 from ranktapd.access import Access
 from ranktapd.config import Config
 from ranktapd.conflicts import Conflicts, job_of
+from ranktapd.crowd import GATHER_S, Crowd
 from ranktapd.entries import BatchAccepted, BatchRefused, JobMoved, SessionGone
 from ranktapd.log_budget import LogBudget
 from ranktapd.pace import Rates
 from ranktapd.runs import Run, RunPlace
 from ranktapd.sessions import Session
-from ranktapd.status import Metrics
+from ranktapd.status import Metrics, Tally
 
 logger = logging.getLogger("ranktapd")
 
@@ -68,6 +69,7 @@ class _Round:
     """Who must go back. It acknowledges what comes before the gap, so it too has to wait for
     the disk."""
     answers: list[tuple[Run, bytes, DaemonMessage]] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
 
 
 class Intake:
@@ -101,6 +103,10 @@ class Intake:
         """The first frame of the message in hand, which knows where it came from."""
         self._log = LogBudget()
         self._conflicts = Conflicts()
+        self._crowd = Crowd()
+        self._interval_s: float | None = None
+        """How long clients are asked to collect, see `Crowd`."""
+        self._round_at = 0.0
         self._early: dict[bytes, tuple[Run, Session]] = {}
         """Sessions whose acknowledgement waits until they have kept to their rates again."""
         self.full = False
@@ -118,8 +124,15 @@ class Intake:
         self._config = config
         self._rates = Rates(config.max_session_batches_per_s, config.max_session_bytes_per_s)
 
+    def gathers_s(self) -> float:
+        """How long the next round should wait for more to come: a crowd sends all the time."""
+        if self._interval_s is None:
+            return 0.0
+        return max(0.0, self._round_at + GATHER_S - time.monotonic())
+
     def turn(self) -> bool:
         """One round; True when there may be more to take at once."""
+        self._round_at = time.monotonic()
         taken_bytes = count = 0
         while count < ROUND_MESSAGES and taken_bytes < ROUND_BYTES:
             try:
@@ -143,7 +156,11 @@ class Intake:
         for name, run in self._runs.items():
             if run.pending:
                 self._round.runs.setdefault(name, run)
+        self._crowd.turn(time.monotonic())
+        self._interval_s = self._crowd.interval_s()
+        self._metrics.batch_interval.set(self._interval_s or limits.BATCH_INTERVAL_S)
         said, self._round = self._round, _Round()
+        said.tally.add_to(self._metrics)
         unsaved: set[str] = set()
         for name, run in said.runs.items():
             if not run.pending:
@@ -189,7 +206,7 @@ class Intake:
         else:
             self._early.pop(session.opened.session, None)
             pace.acknowledged = session.window.last
-        answer = Ack(pace.acknowledged, sent)
+        answer = Ack(pace.acknowledged, sent, interval=self._interval_s)
         if sent is not None:
             # As late as can be: what is not said to have been here counts as having been under way.
             answer.held = time.monotonic() - session.last_heard
@@ -227,17 +244,17 @@ class Intake:
         try:
             message = frames.read_message(parts)
         except FrameError as error:
-            self._metrics.messages.labels("invalid").inc()
+            self._round.tally.message("invalid")
             self._refuse(peer, parts, error)
             return
         # There is nothing else that it may raise, but if there is, it is one stranger's
         # message that is lost, not the daemon.
         except Exception as error:
-            self._metrics.messages.labels("invalid").inc()
+            self._round.tally.message("invalid")
             text = f"reading it failed: {rules.shown(error)}"
             self._refuse(peer, parts, FrameError(Code.MALFORMED, text))
             return
-        self._metrics.messages.labels(_TYPES[type(message)]).inc()
+        self._round.tally.message(_TYPES[type(message)])
         if isinstance(message, Hello):
             self._hello(peer, message)
             return
@@ -285,7 +302,7 @@ class Intake:
         self._early.pop(hello.session, None)
         self._sessions[hello.session] = (run, session)
         other = None if run.place.name == hello.run else run.place.name
-        welcome = Welcome(session.window.last, other, daemon=__version__)
+        welcome = Welcome(session.window.last, other, daemon=__version__, interval=self._interval_s)
         self._round.answers.append((run, peer, welcome))
 
     def _check_limits(self, hello: Hello, user: str) -> None:
@@ -388,7 +405,7 @@ class Intake:
             self._refuse(session.peer, parts, FrameError(Code.REFUSED, text, message.number))
             return
         verdict = session.window.judge(message.number)
-        self._metrics.batches.labels(verdict.value).inc()
+        self._round.tally.batch(verdict.value)
         busy = "the daemon's disk is full" if self.full else self.full_runs.get(run.place.name)
         if busy is not None:
             # Its number does not count: the client holds it and will be asked for it.
@@ -410,11 +427,10 @@ class Intake:
             opened = session.opened
             words = BatchAccepted(message.session, message.number, opened.rank, opened.world_size)
             run.add_batch(session, words, parts, message.number)
+            self._crowd.sent(message.session)
             batch = message.batch
             scalars = 0 if batch.columns is None else len(batch.columns)
-            self._metrics.scalars.inc(scalars)
-            self._metrics.blobs.inc(len(batch.blobs))
-            self._metrics.journal_bytes.inc(nbytes)
+            self._round.tally.journaled(scalars, len(batch.blobs), nbytes)
             run.records += scalars + len(batch.blobs)
             run.nbytes += nbytes
             session.dropped = batch.dropped_scalars + batch.dropped_blobs

@@ -8,6 +8,7 @@ Pure: no clock, file, socket or thread.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -108,6 +109,9 @@ class JobSummary:
         if known is None or known.session != words.session:
             return
         if words.replaced:
+            if known.state == _RUNNING:
+                when = known.last_record or known.joined
+                self._tell(when, f"rank {rank} has ended without a goodbye")
             known.state = "replaced"  # the one that takes its place follows
             return
         self._has_changed = True
@@ -137,10 +141,16 @@ class JobSummary:
         has_changed, self._has_changed = self._has_changed, False
         if not has_changed or self._world_size == 1:
             return None
-        parts = [self._headline(), self._table(late_by_rank()), self._about()]
+        # With a line between them: TensorBoard shows tables without a gap. What has happened
+        # first, as it shows a text's beginning, and the rest when one scrolls.
+        parts = [self._headline(), self._table(late_by_rank())]
         if self._history:
-            told = [[moment(when), what] for when, what in self._history]
-            parts.append(table(("when", "what"), told))
+            # Of who ended without a goodbye it is known when only once another takes its place.
+            told = [[moment(when), what] for when, what in sorted(self._history, key=_when)]
+            parts += ["What has happened:\n", table(("when (UTC)", "what"), told)]
+        about = self._about()
+        if about:
+            parts += ["What it runs:\n", about]
         return "\n".join(parts)
 
     def _headline(self) -> str:
@@ -167,7 +177,7 @@ class JobSummary:
 
             numbers = sorted(sorted(numbers, key=is_well)[:ROWS])
         titles = (
-            "rank", "host", "pid", "device", "joined", "last record", "is", "dropped", "late",
+            "rank", "host", "pid", "device", "joined (UTC)", "last record", "is", "dropped", "late",
         )  # fmt: skip
         rows = []
         for number in numbers:
@@ -179,7 +189,7 @@ class JobSummary:
                     str(rank.pid),
                     plain(rank.device),
                     moment(rank.joined),
-                    "" if rank.last_record is None else moment(rank.last_record),
+                    moment(rank.last_record, rank.joined),
                     rank.state,
                     str(rank.dropped + rank.dropped_before),
                     str(late.get(number, 0)),
@@ -223,12 +233,25 @@ class JobSummary:
         return summary
 
 
-def moment(wall_time: float) -> str:
-    """A wall time for people, in UTC to the second; empty where no calendar has it."""
+def _when(told: tuple[float, str]) -> float:
+    return told[0]
+
+
+def moment(wall_time: float | None, beside: float | None = None) -> str:
+    """A wall time for people, in UTC to the second; empty where no calendar has it.
+
+    Without its day when that is the day of `beside`: columns of a page are narrow.
+    """
+    day, clock = _day_and_clock(wall_time)
+    return clock if day == _day_and_clock(beside)[0] else f"{day} {clock}".strip()
+
+
+def _day_and_clock(wall_time: float | None) -> tuple[str, str]:
     try:
-        return f"{datetime.fromtimestamp(wall_time, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        at = datetime.fromtimestamp(math.nan if wall_time is None else wall_time, UTC)
     except (OverflowError, ValueError, OSError):
-        return ""
+        return "", ""
+    return f"{at:%Y-%m-%d}", f"{at:%H:%M:%S}"
 
 
 def _of_ranks(said: Mapping[int, str]) -> str:

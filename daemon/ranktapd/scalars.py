@@ -73,7 +73,10 @@ class Scalars:
     def add(self, sequence: int, rank: int, columns: Columns, table: tuple[bytes, bytes]) -> None:
         """Take a rank's columns from journal entry `sequence`; `table` is their tag table as
         it travelled, tags and codes."""
-        key = (*table, rank)
+        # Ranks that log the same have one table, but for what is each rank's own, or rank 0's
+        # alone: a thousand would push each other's out, and reading one is half of the fold.
+        own = bool((columns.policy == Across.EACH).any())
+        key = (*table, rank if own else min(rank, 1))
         known = self._tables.get(key)
         if known is None:
             if len(self._tables) >= CACHED_TABLES:

@@ -24,6 +24,7 @@ class Metrics:
     journal_bytes: Counter = field(init=False)
     commits: Counter = field(init=False)
     worker_deaths: Counter = field(init=False)
+    batch_interval: Gauge = field(init=False)
     sessions: Gauge = field(init=False)
     runs: Gauge = field(init=False)
     lag: Gauge = field(init=False)
@@ -53,6 +54,9 @@ class Metrics:
         self.journal_bytes = counter("journal_bytes", "Bytes of batches journaled")
         self.commits = counter("commits", "Groups committed to a journal")
         self.worker_deaths = counter("worker_deaths", "Workers that ended unasked")
+        self.batch_interval = gauge(
+            "batch_interval_seconds", "How long clients are asked to collect before they send"
+        )
         self.sessions = gauge("sessions", "Sessions that are open")
         self.runs = gauge("runs", "Runs whose journal is open")
         self.waiting_bytes = gauge(
@@ -62,3 +66,37 @@ class Metrics:
         self.full = gauge("full", "1 while nothing is accepted for want of room")
         self.clients = gauge("clients", "Client keys that are let in")
         self.lag = gauge("lag_entries", "Entries journaled and not yet in the event file", "run")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a round's messages count, added to the counters at its end: each of those has a lock,
+    and its labels to be looked up."""
+
+    messages: dict[str, int] = field(default_factory=dict)
+    """By type."""
+    batches: dict[str, int] = field(default_factory=dict)
+    """By verdict."""
+    scalars: int = 0
+    blobs: int = 0
+    nbytes: int = 0
+
+    def message(self, kind: str) -> None:
+        self.messages[kind] = self.messages.get(kind, 0) + 1
+
+    def batch(self, verdict: str) -> None:
+        self.batches[verdict] = self.batches.get(verdict, 0) + 1
+
+    def journaled(self, scalars: int, blobs: int, nbytes: int) -> None:
+        self.scalars += scalars
+        self.blobs += blobs
+        self.nbytes += nbytes
+
+    def add_to(self, metrics: Metrics) -> None:
+        for kind, count in self.messages.items():
+            metrics.messages.labels(kind).inc(count)
+        for verdict, count in self.batches.items():
+            metrics.batches.labels(verdict).inc(count)
+        metrics.scalars.inc(self.scalars)
+        metrics.blobs.inc(self.blobs)
+        metrics.journal_bytes.inc(self.nbytes)

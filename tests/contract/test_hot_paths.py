@@ -20,6 +20,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -35,6 +36,7 @@ from ranktap_wire.messages import Hello
 from ranktap_wire.records import Across, Batch, Blob, Buffer, Kind, byte_view
 from ranktapd.entries import BatchAccepted, SessionOpened, Words, pack_entry
 from ranktapd.fold import Fold
+from tests.unit.test_intake import Station
 
 SESSION = bytes(16)
 PICTURE = np.zeros((3, 512, 512), np.uint8)
@@ -220,6 +222,31 @@ def test_a_picture_is_sent_from_where_its_copy_lies() -> None:
     peak = peak_bytes(lambda: frames.pack_batch(SESSION, 1, batch))
     # msgpack reserves 256 KiB for a header, of which it touches what it writes.
     hold("batch of a picture: bytes besides the picture", peak, 300_000)
+
+
+# -- in the daemon's main process ----------------------------------------------------------
+
+
+def test_a_batch_takes_the_intake_bounded_calls_and_a_round_one_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", syncs.append)
+    station = Station(tmp_path)
+    batch = sealed(outbox_with(100)).batch
+    packed = [frames.pack_batch(SESSION, number, batch) for number in range(1, 401)]
+    station.hear(frames.pack_hello(Hello(SESSION, "run", 0, 1, "host", 1, 1, 1.0)))
+
+    def of(first: int, count: int) -> Calls:
+        station.arrive(*packed[first - 1 : first - 1 + count])
+        return Calls(station.intake.turn)
+
+    of(1, 10)
+    syncs.clear()
+    few, many = of(11, 10), of(21, 310)
+    assert len(syncs) == 2
+    hold("a batch taken in: functions of Python", (many.python - few.python) / 300, 115)
+    hold("a batch taken in: functions of C", (many.c.total() - few.c.total()) / 300, 145)
 
 
 # -- in the worker ------------------------------------------------------------------------

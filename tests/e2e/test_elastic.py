@@ -17,7 +17,7 @@ from ranktapd.entries import WindowsExpired
 from ranktapd.runs import RunPlace
 from tests.e2e.jobs import elastic
 from tests.support.daemons import DaemonProcess
-from tests.support.event_files import scalar_points
+from tests.support.event_files import accumulate, scalar_points
 from tests.support.folding import count_entries
 from tests.support.told_ranks import ToldRank
 from tests.support.waiting import wait_for
@@ -126,6 +126,11 @@ def test_torchrun_restarts_a_job_with_as_many_ranks_and_with_fewer(
     wait_for(lambda: points(daemon, "elastic") == expected, "the points of all lives")
     assert daemon.stop() == 0
     assert "ranktap/late" not in scalar_points(daemon.logdir / "elastic")
+    *_, last = accumulate(daemon.logdir / "elastic").Tensors("ranktap/job/text_summary")
+    summary = last.tensor_proto.string_val[0].decode()
+    assert "| rank 0 has ended without a goodbye |" in summary
+    assert "the job was started again, with 4 ranks; it had come to step 9 |" in summary
+    assert "the job was started again, with 2 ranks; it had come to step 19 |" in summary
 
 
 # -- ranks that come and go ---------------------------------------------------------------

@@ -1,9 +1,11 @@
-"""Many ranks in one process, each with a socket of its own: what a tap sends, without a tap.
+"""Many ranks in one process, each with a socket of its own: what a tap sends, when a tap sends it,
+without a tap's thread.
 
 Arguments: endpoint, run, first rank, how many, world size, seconds, scalars a second of
-each, seconds between two batches. It waits for a line on standard input once all of its
-ranks are known to the daemon, and prints a line of JSON at its end: batches sent, sent
-again, and how long each waited for its acknowledgement.
+each. It waits for a line on standard input once all of its ranks are known to the daemon, and
+prints a line of JSON at its end: batches sent, sent again, how long each waited for its
+acknowledgement, and the interval that was asked for last of the rank that was asked for least,
+with how many batches were made at each one's last.
 
 A rank logs `TAGS` tags at equal times; at step s the value of rank k is k + s. So it is
 known what the merged points are.
@@ -11,6 +13,7 @@ known what the merged points are.
 
 from __future__ import annotations
 
+import heapq
 import json
 import sys
 import time
@@ -19,6 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import zmq
 
+from ranktap.pacing import Pacing
 from ranktap_wire import frames, limits
 from ranktap_wire.delivery import SendWindow
 from ranktap_wire.messages import SESSION_ID_BYTES, Ack, ByeAnswer, Code, Error, Hello, Welcome
@@ -39,12 +43,15 @@ class Rank:
     window: SendWindow[Batch] = field(
         default_factory=lambda: SendWindow(limits.IN_FLIGHT_BYTES, limits.IN_FLIGHT_MESSAGES)
     )
+    pacing: Pacing = field(default_factory=Pacing)
     welcomed: bool = False
     gone: bool = False
     next_step: int = 0
     heard: float = 0.0
     pushed: dict[int, float] = field(default_factory=dict)
     """When a batch that is not acknowledged was made."""
+    intervals: list[float] = field(default_factory=list)
+    """What each batch was to collect for."""
 
     def log(self, upto: int, period_s: float, begin: float) -> None:
         """Make a batch of the steps before `upto`."""
@@ -62,6 +69,7 @@ class Rank:
         self.next_step = upto
         number = self.window.push(Batch(columns), 28 * len(columns))
         self.pushed[number] = time.monotonic()
+        self.intervals.append(self.pacing.interval_s)
 
     def send(self) -> int:
         """Send what is due; how many batches."""
@@ -86,9 +94,11 @@ class Rank:
             self.heard = time.monotonic()
             match answer:
                 case Welcome():
+                    self.pacing.asked(answer.interval)
                     self.welcomed = True
                     self.window.rewind()
                 case Ack():
+                    self.pacing.asked(answer.interval)
                     self._acknowledged(answer.number, waits)
                 case ByeAnswer():
                     self.gone = True
@@ -111,7 +121,7 @@ class Rank:
 
 def main(
     endpoint: str, run: str, first: int, count: int, world_size: int, seconds: float,
-    scalars_per_s: float, interval_s: float,
+    scalars_per_s: float,
 ) -> None:  # fmt: skip
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 4 * count + 100)
@@ -139,27 +149,26 @@ def main(
     begin, wall = time.monotonic(), time.time()
     steps = round(seconds / period_s)
     # Ranks do not all send at the same moment.
-    due = {
-        rank.number: begin + interval_s * (index / count)
+    turns = [
+        (begin + limits.BATCH_INTERVAL_S * (index / count), rank.number, rank)
         for index, rank in enumerate(ranks.values())
-    }
+    ]
     sent = 0
     waits.clear()
-    while not all(rank.next_step == steps and not len(rank.window) for rank in ranks.values()):
+    while turns:
+        at, number, rank = heapq.heappop(turns)
+        time.sleep(max(0.0, at - time.monotonic()))
         now = time.monotonic()
-        for rank in ranks.values():
-            if now >= due[rank.number]:
-                due[rank.number] += interval_s
-                rank.log(min(steps, int((now - begin) / period_s)), period_s, wall)
-                sent += rank.send()
-                if len(rank.window) and now - max(rank.heard, begin) > SILENCE_S:
-                    rank.heard = now
-                    rank.window.rewind()
-                    rank.send()
-        pause_s = max(0.0, min(due.values()) - time.monotonic())
-        for socket, _ in poller.poll(min(50, 1 + int(pause_s * 1e3))):
-            ranks[socket].hear(waits)
-            sent += ranks[socket].send()
+        # As a tap does it: answers are read at a turn, whenever they come.
+        rank.hear(waits)
+        if rank.pacing.turn(now):
+            rank.log(min(steps, int((now - begin) / period_s)), period_s, wall)
+        if len(rank.window) and now - max(rank.heard, begin) > SILENCE_S:
+            rank.heard = now
+            rank.window.rewind()
+        sent += rank.send()
+        if rank.next_step < steps or len(rank.window):
+            heapq.heappush(turns, (rank.pacing.next_turn_at, number, rank))
     took_s = time.monotonic() - begin
     for rank in ranks.values():
         rank.socket.send_multipart(frames.pack_bye(rank.session))
@@ -167,8 +176,11 @@ def main(
         for socket, _ in poller.poll(1_000):
             ranks[socket].hear(waits)
     quantiles = np.percentile(waits, [50, 99, 100]).tolist()
+    intervals = [rank.intervals for rank in ranks.values()]
+    paced = sum(each.count(each[-1]) for each in intervals)
     print(json.dumps({"steps": steps, "sent": sent, "batches": len(waits), "waits_s": quantiles,
-                      "took_s": took_s}), flush=True)  # fmt: skip
+                      "took_s": took_s, "interval_s": min(each[-1] for each in intervals),
+                      "paced": paced}), flush=True)  # fmt: skip
     context.destroy(linger=0)
 
 

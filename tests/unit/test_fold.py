@@ -12,7 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from ranktap_wire import frames
 from ranktap_wire.journal import Entry, Position
 from ranktap_wire.records import Across, Batch, Blob, Buffer, Columns, Style, byte_view, scalar_code
-from ranktapd import event_file
+from ranktapd import event_file, scalars
 from ranktapd.entries import (
     BatchAccepted,
     RunBegins,
@@ -23,6 +23,7 @@ from ranktapd.entries import (
 )
 from ranktapd.fold import Fold
 from ranktapd.output import Output
+from ranktapd.scalars import Scalars
 
 Point = tuple[str, int, float]
 
@@ -181,6 +182,34 @@ def test_scalars_of_a_sub_run_are_written_to_its_own_file_with_a_checkpoint_in_b
     assert journal.last.join() == event_file.start_record(1.0, 0) + checkpoint
     assert journal.scalar(0, 2, "loss", 3, 2.0) == [("loss", 3, 2.0)]
     assert journal.last.sub_runs == []
+
+
+def test_ranks_that_log_the_same_have_their_tag_table_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[int] = []
+    real = Scalars._read_table
+
+    def counted(of: Scalars, columns: Columns, rank: int) -> object:
+        read.append(rank)
+        return real(of, columns, rank)
+
+    monkeypatch.setattr(Scalars, "_read_table", counted)
+    monkeypatch.setattr(scalars, "CACHED_TABLES", 4)
+    ranks = 10
+    journal = begun(ranks)
+    for number in (1, 2):
+        for rank in range(ranks):
+            found = journal.scalar(rank, number, "loss", number, float(rank))
+        assert ("loss", number, (ranks - 1) / 2) in found
+    assert read == [0, 1], (
+        "once for rank 0, of which alone some things are, and once for all others"
+    )
+    for rank in (0, 1, 2):
+        journal.scalar(rank, 3, "alone", 1, float(rank), Across.RANK0)
+        ((_, _, value),) = journal.scalar(rank, 4, "own", 1, float(rank), Across.EACH)
+        assert value == rank
+    assert read[2:] == [0, 0, 1, 1, 2], "what is each rank's own has a table for each"
 
 
 def test_ranks_are_merged_within_a_sub_run_and_one_chart_shows_all_sub_runs() -> None:

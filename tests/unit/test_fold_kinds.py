@@ -13,6 +13,7 @@ import torch
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.custom_scalar import layout_pb2
 from torch.utils.tensorboard import summary as torch_summary
 
 from ranktap_wire import documents, limits
@@ -265,6 +266,34 @@ def test_a_tag_of_two_kinds_keeps_its_first(caplog: pytest.LogCaptureFixture) ->
         journal.blobs(0, number, blob(Kind.AUDIO, np.ones(2), {"sample_rate": 1}, tag="x"))
         assert not journal.last.join()
     assert caplog.text.count("'x' is scalar; as audio it is left out") == 1
+
+
+def test_the_layout_grows_as_tags_appear_and_is_grouped_as_they_are() -> None:
+    journal = begun(2)
+    expected: dict[str, list[str]] = {}
+    for number, tag in enumerate(("train/loss", "val/loss", "train/rate"), 1):
+        for rank in (0, 1):
+            journal.scalar(rank, number, tag, number, 1.0)
+        expected.setdefault(tag.partition("/")[0], []).append(tag)
+        (value,) = [
+            each
+            for event in events(journal.last.join())
+            for each in event.summary.value
+            if each.tag == LAYOUT_TAG
+        ]
+        layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
+        charts = {
+            category.title: {chart.title: chart.margin.series for chart in category.chart}
+            for category in layout.category
+        }
+        assert {title: [*each] for title, each in charts.items()} == expected
+        for tag_of_chart, (series,) in charts[tag.partition("/")[0]].items():
+            assert [series.value, series.lower, series.upper] == [
+                tag_of_chart, f"ranks/{tag_of_chart}/min", f"ranks/{tag_of_chart}/max"
+            ]  # fmt: skip
+    for rank in (0, 1):
+        journal.scalar(rank, 4, "val/loss", 4, 1.0)
+    assert LAYOUT_TAG not in tags(journal.last.join()), "nothing new, no layout"
 
 
 def test_the_users_layout_of_the_custom_scalars_page_is_left_alone() -> None:

@@ -129,6 +129,7 @@ def test_the_largest_number_of_scalars_tags_and_records_comes_back() -> None:
     [
         Welcome(0), Welcome(STEP_MAX, daemon="1.2", limits={"record_bytes": 1}),
         Welcome(0, "another run"), Ack(0), Ack(7), Ack(7, 1.25), Ack(7, 1.25, 1e9, 0.5),
+        Welcome(0, interval=0.5), Ack(7, interval=0.5), Ack(7, 1.25, 1e9, 0.5, 2.0),
         ByeAnswer(),
         Error(Code.GAP, "batch 3 is missing", 2), Error("a code of the future", "", None),
     ],
@@ -599,7 +600,10 @@ def test_a_mutated_answer_is_refused_or_understood_and_nothing_else(
     seed: int, mutate: messages.Mutation
 ) -> None:
     rng = random.Random(seed)
-    answers = (Welcome(3, "run"), Ack(3, 1.5, 1e9, 0.5), ByeAnswer(), Error(Code.GAP, "missing", 2))
+    answers = (
+        Welcome(3, "run", interval=0.5), Ack(3, 1.5, 1e9, 0.5, 0.5), ByeAnswer(),
+        Error(Code.GAP, "missing", 2),
+    )  # fmt: skip
     parts = mutate(rng, as_bytes(frames.pack_answer(rng.choice(answers))))
     try:
         assert isinstance(frames.read_answer(parts), DaemonMessage)
@@ -610,8 +614,8 @@ def test_a_mutated_answer_is_refused_or_understood_and_nothing_else(
 @pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: repr(value)[:20])
 def test_an_answer_with_an_odd_value_in_any_field_is_refused_or_understood(value: Any) -> None:
     for answer in (
-        Welcome(3, "run"),
-        Ack(3, 1.5, 1e9, 0.5),
+        Welcome(3, "run", interval=0.5),
+        Ack(3, 1.5, 1e9, 0.5, 0.5),
         ByeAnswer(),
         Error(Code.GAP, "missing", 2),
     ):
@@ -624,6 +628,21 @@ def test_an_answer_with_an_odd_value_in_any_field_is_refused_or_understood(value
             assert isinstance(read, DaemonMessage)
             if isinstance(read, Error):
                 assert isinstance(read.text, str) and type(read.number) in (int, type(None))
+
+
+@pytest.mark.parametrize("answer", [Welcome(3), Ack(3), ByeAnswer(), Error(Code.GAP, "", 2)])
+def test_a_field_that_a_later_daemon_adds_is_passed_over(answer: DaemonMessage) -> None:
+    # As `interval` is by clients of before it was there.
+    parts = as_bytes(frames.pack_answer(answer))
+    later = with_header(parts, header(parts) | {"something new": [0.5]})
+    assert frames.read_answer(later) == answer
+
+
+@pytest.mark.parametrize("interval", [math.nan, math.inf, True, "0.5", 1, None])
+def test_an_interval_that_is_no_number_of_seconds_is_refused(interval: Any) -> None:
+    parts = as_bytes(frames.pack_answer(Ack(3, interval=0.5)))
+    with pytest.raises(FrameError, match="interval: expected a finite number"):
+        frames.read_answer(with_header(parts, header(parts) | {"interval": interval}))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, True, None, "1"])

@@ -17,7 +17,7 @@ from ranktap_wire import frames, journal, limits
 from ranktap_wire.journal import JournalError, segment_path, segments
 from ranktap_wire.messages import Ack, ByeAnswer, Code, DaemonMessage, Error, FrameError, Welcome
 from ranktap_wire.records import Batch, Buffer
-from ranktapd import __version__, log_budget, pace, runs, sessions
+from ranktapd import __version__, crowd, log_budget, pace, runs, sessions
 from ranktapd import intake as intake_module
 from ranktapd.config import Config
 from ranktapd.entries import (
@@ -927,3 +927,36 @@ def test_a_run_is_kept_below_the_state_directory_whatever_its_name(tmp_path: Pat
         assert place.events == tmp_path / "logs" / name
         place.journal.mkdir(parents=True)
     assert runs.unfinished_runs(tmp_path / "state") == ["%2F", "a", "a%2Fb", "a/b"]
+
+
+def test_a_crowd_is_asked_to_collect_for_longer_and_told_when_it_has_gone(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    each_s = 2 * limits.BATCH_INTERVAL_S
+    ranks = [((1 + number).to_bytes(16, "big"), str(number).encode())
+             for number in range(round(crowd.BATCHES_PER_S * each_s))]  # fmt: skip
+
+    def asked() -> float:
+        value = station.metrics.registry.get_sample_value("ranktapd_batch_interval_seconds")
+        assert value is not None
+        return value
+
+    for number, (session, peer) in enumerate(ranks):
+        (answer,) = station.hear(greeting(session, rank=number, world_size=len(ranks)), peer=peer)
+        assert answer == welcome(0), "who is there and sends nothing is no crowd"
+    assert asked() == limits.BATCH_INTERVAL_S
+    for session, peer in ranks:
+        station.arrive(batch(1, session), peer=peer)
+    assert station.turn() == [Ack(1, interval=each_s)] * len(ranks)
+    assert station.hear(beat(ranks[0][0]), peer=ranks[0][1]) == [Ack(1, 1.5, NOW, 0.0, each_s)]
+    assert station.hear(greeting(OTHER, run="other")) == [
+        Welcome(0, daemon=__version__, interval=each_s)
+    ]
+    assert asked() == each_s
+    now += 2 * crowd.PERIOD_S
+    station.turn()
+    now += crowd.PERIOD_S
+    assert station.hear(batch(2, ranks[0][0]), peer=ranks[0][1]) == [Ack(2)]
+    assert asked() == limits.BATCH_INTERVAL_S

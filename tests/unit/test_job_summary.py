@@ -76,7 +76,7 @@ def test_every_rank_has_a_row_with_what_it_says_of_itself() -> None:
     opens(journal, 1, 1)
     text = opens(journal, 0, 0, about=ABOUT | {"device": "cuda:1 H100"})
     assert text is not None and text.startswith("**2 ranks**, 2 running\n")
-    joined = ["2023-11-14 22:13:20 UTC", "2023-11-14 22:13:21 UTC"]
+    joined = ["2023-11-14 22:13:20", "2023-11-14 22:13:21"]
     assert rank_rows(text) == [
         ["0", "node-0", "100", "cuda:1 H100", joined[0], "", "running", "0", "0"],
         ["1", "node-1", "101", "cuda:0 H100", joined[1], "", "running", "0", "0"],
@@ -121,8 +121,8 @@ def test_a_rank_that_left_one_that_is_lost_and_one_that_is_back_are_told_apart()
     journal.batch(1, 1, Batch(given, dropped_scalars=7, dropped_blobs=1))
     text = goes(journal, 1, final=False)
     assert text is not None and "1 running; not heard of any more: 1" in text
-    assert rank_rows(text)[1][5:] == ["2023-11-14 22:14:20 UTC", "lost", "8", "0"]
-    assert "| 2023-11-14 22:14:20 UTC | rank 1 is not heard of any more |" in text
+    assert rank_rows(text)[1][5:] == ["22:14:20", "lost", "8", "0"]
+    assert "| 2023-11-14 22:14:20 | rank 1 is not heard of any more |" in text
     text = opens(journal, 1, 1)
     assert rank_rows(text)[1][6] == "running"
     assert text is not None and "rank 1 is back" in text
@@ -142,7 +142,24 @@ def test_a_job_that_is_started_again_says_so_and_keeps_what_was_dropped() -> Non
     assert text.startswith("**3 ranks**, 2 running; 1 not here yet\n")
     assert rank_rows(text)[1][7] == "5"
     assert "the job was started again, with 3 ranks; it had come to step 29" in text
+    assert [row[1] for row in rows_of(text.split("\n\n")[3])] == [
+        "the job was started again, with 3 ranks; it had come to step 29",
+        "rank 1 is process 111 on node-1 now, which was 101 on node-1",
+        "rank 1 has ended without a goodbye",
+    ], "in the order of their times, by the ranks' own clocks"
     assert "rank 1 is process 111 on node-1 now, which was 101 on node-1" in text
+
+
+def test_a_rank_that_said_goodbye_or_is_lost_already_has_not_ended_without_one() -> None:
+    journal = begun()
+    for session, rank in enumerate((0, 1)):
+        opens(journal, session, rank)
+    assert goes(journal, 0, final=True) is not None
+    assert goes(journal, 1, final=False) is not None
+    goes(journal, 1, final=True, replaced=True)
+    text = opens(journal, 11, 1)
+    assert text is not None and "rank 1 is process 111" in text
+    assert "without a goodbye" not in text
 
 
 def test_late_records_are_counted_for_the_rank_that_was_late() -> None:
@@ -186,9 +203,15 @@ def test_names_that_others_have_chosen_cannot_break_the_table() -> None:
     assert rank_rows(text)[0][0] == "0"
 
 
+def test_a_wall_time_has_its_day_where_that_is_not_the_one_beside_it() -> None:
+    assert moment(0.0) == "1970-01-01 00:00:00"
+    assert moment(86_399.0, 0.0) == "23:59:59"
+    assert moment(86_400.0, 0.0) == "1970-01-02 00:00:00"
+    assert moment(86_400.0, 1e300) == "1970-01-02 00:00:00"
+
+
 def test_a_wall_time_that_no_calendar_has_is_left_empty() -> None:
-    assert moment(0.0) == "1970-01-01 00:00:00 UTC"
-    assert moment(1e300) == moment(-1e300) == ""
+    assert moment(1e300) == moment(-1e300) == moment(None) == moment(None, 0.0) == ""
 
 
 @pytest.mark.parametrize("text", ["a`b", "a|b", "\\", ""])

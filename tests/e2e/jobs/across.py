@@ -10,6 +10,7 @@ Every rank logs one picture, to be tiled.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import OrderedDict
@@ -85,6 +86,8 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    # What ranktap tells each rank's logger, with the time at which it does.
+    logging.basicConfig(format="%(created)f %(message)s")
     dist.init_process_group("gloo")
     for run in RUNS:
         train(run)
