@@ -30,6 +30,7 @@ from ranktap_wire.messages import (
     Error,
     FrameError,
     Hello,
+    Probe,
     Welcome,
 )
 from ranktap_wire.records import Buffer
@@ -40,6 +41,7 @@ from ranktapd.conflicts import Conflicts, job_of
 from ranktapd.entries import BatchAccepted, BatchRefused, JobMoved, SessionGone
 from ranktapd.log_budget import LogBudget
 from ranktapd.pace import Rates
+from ranktapd.probes import Refusal, answer_to, refusal
 from ranktapd.runs import Run, RunPlace
 from ranktapd.sessions import Session
 from ranktapd.status import Metrics
@@ -55,7 +57,7 @@ FULL_RETRY_S = 1.0
 """How soon it is tried again after the disk had no room. Every client then sends again what
 it has in flight."""
 
-_TYPES = {Hello: "hello", BatchMessage: "batch", Beat: "beat", Bye: "bye"}
+_TYPES = {Hello: "hello", BatchMessage: "batch", Beat: "beat", Bye: "bye", Probe: "probe"}
 
 
 @dataclass(slots=True)
@@ -241,6 +243,9 @@ class Intake:
         if isinstance(message, Hello):
             self._hello(peer, message)
             return
+        if isinstance(message, Probe):
+            self._answer(peer, answer_to(message, self._refusal_now(message), time.time()))
+            return
         known = self._known(message.session, peer)
         if known is None:
             # Not logged: after a restart every client hears it once.
@@ -287,6 +292,16 @@ class Intake:
         other = None if run.place.name == hello.run else run.place.name
         welcome = Welcome(session.window.last, other, daemon=__version__)
         self._round.answers.append((run, peer, welcome))
+
+    def _refusal_now(self, probe: Probe) -> Refusal | None:
+        """Why a hello for a probe's run would be refused. Nothing is counted, logged or opened."""
+        if probe.run is None:
+            return None
+        busy = "the daemon's disk is full" if self.full else self.full_runs.get(probe.run)
+        return refusal(
+            probe.run, _property(self._sender, "User-Id"), self._access, self._config,
+            sessions=len(self._sessions), runs=self._runs, busy=busy,
+        )  # fmt: skip
 
     def _check_limits(self, hello: Hello, user: str) -> None:
         """Raise FrameError when a session may not open. `user` is the key of its connection."""
