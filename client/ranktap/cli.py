@@ -13,6 +13,7 @@ Every rank of a distributed PyTorch job on one TensorBoard.
 
   ranktap demo                 train a small network on 2 ranks and look at it
   ranktap status               what the daemon on this machine is doing: runs, ranks, lag, rates
+  ranktap doctor               whether this process could log to its daemon, and if not, why
   ranktapd --help              the daemon, for a log host
 """
 
@@ -27,7 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands.add_parser("demo", help="a 2-rank DDP job, logged by all of its ranks"))
     _add_status(commands.add_parser("status", help="runs, ranks, lag and rates of a daemon"))
+    _add_doctor(commands.add_parser("doctor", help="whether this process could log"))
     options = parser.parse_args(arguments)
+    if options.command == "doctor":
+        return _doctor(options)
     if options.command == "status":
         return _status(options)
     return _demo(options)
@@ -43,6 +47,18 @@ def _status(options: argparse.Namespace) -> int:
     except status.StatusError as error:
         print(f"ranktap status: {error}", file=sys.stderr)
         return 1
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from ranktap import doctor
+
+    asking = doctor.Asking(
+        options.endpoint, options.logdir, options.key_file, options.run, options.timeout
+    )
+    try:
+        return doctor.run(asking, as_json=options.json)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -98,6 +114,40 @@ The status is 1 when nothing answers, or there is no such run."""
     add("--json", action="store_true", help="all that the daemon says, as JSON")
     add("--metrics", default="127.0.0.1:9757", metavar="HOST:PORT",
         help="the daemon's setting of this name (127.0.0.1:9757)")  # fmt: skip
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """\
+Checks, one thing after another, whether a tap that is opened here could log: who this rank is,
+which daemon it would take and why, whether it can be reached, lets this client in, and to this
+run, which versions both sides have, and how far their clocks are apart. It leaves nothing behind:
+the daemon makes no run of it.
+
+  ranktap doctor                                   as ranktap.init() without arguments
+  ranktap doctor --endpoint tcp://loghost:5757 --key-file ~/.ranktap/alice.key --run alice/x
+  srun ranktap doctor                              as the ranks of a Slurm job
+  torchrun --nproc-per-node 2 --no-python ranktap doctor
+
+The status is 0 when all is well, 1 when something is not."""
+    add = parser.add_argument
+    add("--endpoint", metavar="ENDPOINT", help="as endpoint= (RANKTAP_ENDPOINT)")
+    add("--logdir", metavar="DIR", help="as logdir=: a daemon of this machine's own")
+    add("--key-file", type=Path, metavar="FILE", help="instead of RANKTAP_KEY_FILE")
+    add("--run", metavar="NAME", help="as run=: may it be written? (RANKTAP_RUN, or the job's id)")
+    add("--timeout", type=_seconds, default=5.0, metavar="SECONDS",
+        help="how long each answer is waited for (5)")  # fmt: skip
+    add("--json", action="store_true", help="the checks as JSON")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"expected a number from 0.1 to 86400, got {text!r}")
+    return seconds
 
 
 def _positive(text: str) -> int:

@@ -182,21 +182,3 @@ def test_where_nothing_answers_it_is_said_how_to_ask(capsys: pytest.CaptureFixtu
     assert cli.main(["status", "--metrics", f"127.0.0.1:{port}"]) == 1
     said = capsys.readouterr().err
     assert f"127.0.0.1:{port}: " in said and "ranktapd --metrics HOST:PORT" in said
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "shown"),
-    [(0, "0 B"), (999, "999 B"), (1_000, "1.0 kB"), (999_949, "999.9 kB"), (999_999, "1.0 MB"),
-     (12_345_678, "12.3 MB"), (5e9, "5.0 GB"), (7.2e15, "7200.0 TB")],
-)  # fmt: skip
-def test_sizes_are_short(nbytes: float, shown: str) -> None:
-    assert status._size(nbytes) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(3.2, "3 s"), (99, "99 s"), (100, "2 min"), (5_999, "100 min"), (6_000, "2 h"),
-     (1e6, "12 days")],
-)  # fmt: skip
-def test_times_are_short(seconds: float, shown: str) -> None:
-    assert status._duration(seconds) == shown

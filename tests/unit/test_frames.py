@@ -249,8 +249,8 @@ def test_any_batch_comes_back_exactly(batch: Batch, number: int, session: bytes)
 @pytest.mark.parametrize(
     ("changed", "code", "start"),
     [
-        ({"type": "shout"}, Code.MALFORMED, "type: expected hello, batch, beat, bye or probe, got 'shout"),
-        ({"type": None}, Code.MALFORMED, "type: expected hello, batch, beat, bye or probe, got None"),
+        ({"type": "shout"}, Code.MALFORMED, "type: expected hello, batch, beat, bye or probe"),
+        ({"type": None}, Code.MALFORMED, "type: expected hello, batch, beat, bye or probe"),
         ({"session": b"short"}, Code.MALFORMED, "session: expected 16 bytes"),
         ({"session": "a" * 16}, Code.MALFORMED, "session: expected 16 bytes"),
         ({"protocol": 2}, Code.PROTOCOL, "this ranktapd speaks version 1 of the protocol, the "
