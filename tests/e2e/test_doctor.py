@@ -402,7 +402,7 @@ def test_a_socket_that_one_may_not_use_names_the_group_that_may(
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     program = (
         # Imported before: the interpreter may be where only root may read.
-        "import os, sys; from ranktap import cli, doctor;"
+        "import os, sys; from ranktap import cli, doctor; doctor._versions();"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY});"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
