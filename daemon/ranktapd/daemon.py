@@ -242,8 +242,8 @@ class Daemon:
         now = time.monotonic()
         self._overview.note(now)
         self._http.answer(
-            lambda: self._overview.status(
-                now, self._health.judge(now)[1], intake.full, intake.full_runs
+            lambda ranks_of: self._overview.status(
+                now, self._health.judge(now)[1], intake.full, intake.full_runs, ranks_of
             )
         )
         self._manager.status(

@@ -433,6 +433,7 @@ class Intake:
             run.records += scalars + len(batch.blobs)
             run.nbytes += nbytes
             session.dropped = batch.dropped_scalars + batch.dropped_blobs
+            session.took(batch, scalars + len(batch.blobs), nbytes)
         self._round.acks.setdefault(message.session, (run, session, None))
 
     def _may_send(self, session: Session, nbytes: int) -> bool:

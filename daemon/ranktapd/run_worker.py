@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -41,6 +41,8 @@ DRAWING_THREADS = 4
 """A picture of 512x512x3 takes 3 ms. Arbitrary: measured on two cores only."""
 LOCK_WAIT_S = 30.0
 """The worker of a main process that was killed ends within a round of its own."""
+OVERVIEW_S = 1.0
+"""How often it says how the run looks, at most: a person's second."""
 ROUND_S = 0.02
 """How finely it is known when windows began; a hundredth of the shortest sensible wait."""
 
@@ -75,8 +77,11 @@ class Controls:
                 self.committed = message.get("committed", self.committed)
                 self.finish = self.finish or "finish" in message
 
-    def say(self, **words: int) -> None:
-        os.write(1, json.dumps(words).encode() + b"\n")
+    def say(self, **words: Any) -> None:
+        line = json.dumps(words).encode() + b"\n"
+        while line:
+            # In one piece up to what a pipe takes at a time, unless it is stopped in between.
+            line = line[os.write(1, line) :]
 
 
 class AtOnce(Executor):
@@ -121,6 +126,9 @@ class RunWorker:
         # (when, up to which entry): how long the records that wait have waited.
         self._rounds: deque[tuple[float, int]] = deque()
         self._asked = -1
+        self._next_overview = 0.0
+        self._has_news = False
+        """Something was written since it was last said how the run looks."""
         if min(segments(place.journal)) < self._snapshot_segment:
             # The worker before this one ended when it was about to leave them.
             self._leave_segment(self._reader.position)
@@ -136,8 +144,15 @@ class RunWorker:
                 continue  # more was told of while it folded
             if self._controls.finish:
                 self._files.sync()
+                self._say_overview()
                 return
-            self._controls.wait(self._ask_to_expire())
+            patience_s = self._ask_to_expire()
+            if self._has_news:
+                due_s = max(0.0, self._next_overview - time.monotonic())
+                patience_s = due_s if patience_s is None else min(patience_s, due_s)
+            self._controls.wait(patience_s)
+            if self._has_news and time.monotonic() >= self._next_overview:
+                self._say_overview()
 
     def close(self) -> None:
         """Let go of its files and threads."""
@@ -190,6 +205,14 @@ class RunWorker:
             self._rounds.append((now, self._folded))
         else:
             self._rounds[-1] = (now, self._folded)
+        self._has_news = True
+        if now >= self._next_overview:
+            self._say_overview()
+
+    def _say_overview(self) -> None:
+        self._next_overview = time.monotonic() + OVERVIEW_S
+        self._has_news = False
+        self._controls.say(overview=self._fold.overview())
 
     def _wait_for_room(self, timeout_s: float) -> None:
         self._controls.say(waiting=self._folded)

@@ -10,6 +10,7 @@ and says, on its standard output, how far it has come. Both speak JSON, one obje
                       {"at": sequence}            about to fold this entry (in careful mode);
                                                   0: behind a group, about to write it
                       {"waiting": sequence}       for room on the disk; it lives
+                      {"overview": {...}}         how the run looks, see `Fold.overview`
 
 A worker that died is started in careful mode, in which it names each entry first. An
 entry at which three careful workers died is set aside. Other runs never notice.
@@ -78,6 +79,8 @@ class Worker:
     finishing: bool = False
     killed_at: float | None = None
     """When it was killed because it said nothing."""
+    overview: dict[str, Any] = field(default_factory=dict)
+    """How the run looks, as it said last; empty before."""
     _unread: bytes = b""
 
     @property
@@ -287,6 +290,8 @@ class Supervisor:
                 self._metrics.lag.labels(worker.run.place.name).set(
                     worker.run.journal.last - worker.folded
                 )
+            elif "overview" in said:
+                worker.overview = said["overview"]
             elif "expire" in said:
                 self._expire(worker.run, said["expire"])
             elif "at" in said:
