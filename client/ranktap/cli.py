@@ -13,6 +13,7 @@ Every rank of a distributed PyTorch job on one TensorBoard.
 
   ranktap demo                 train a small network on 2 ranks and look at it
   ranktap status               what the daemon on this machine is doing: runs, ranks, lag, rates
+  ranktap top                  the same as a live view: rates, lag, steps, the last loss
   ranktap doctor               whether this process could log to its daemon, and if not, why
   ranktapd --help              the daemon, for a log host
 """
@@ -28,10 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands.add_parser("demo", help="a 2-rank DDP job, logged by all of its ranks"))
     _add_status(commands.add_parser("status", help="runs, ranks, lag and rates of a daemon"))
+    _add_top(commands.add_parser("top", help="a live view of a daemon's runs and ranks"))
     _add_doctor(commands.add_parser("doctor", help="whether this process could log"))
     options = parser.parse_args(arguments)
     if options.command == "doctor":
         return _doctor(options)
+    if options.command == "top":
+        return _top(options)
     if options.command == "status":
         return _status(options)
     return _demo(options)
@@ -46,6 +50,22 @@ def _status(options: argparse.Namespace) -> int:
         return 130
     except status.StatusError as error:
         print(f"ranktap status: {error}", file=sys.stderr)
+        return 1
+
+
+def _top(options: argparse.Namespace) -> int:
+    from ranktap import status, top
+    from ranktap.top_view import Looks
+
+    looks = Looks(options.sort, options.tag, options.run)
+    try:
+        return top.run(
+            address=options.metrics, looks=looks, every_s=options.every, once=options.once
+        )
+    except KeyboardInterrupt:
+        return 130
+    except (status.StatusError, top.TopError) as error:
+        print(f"ranktap top: {error}", file=sys.stderr)
         return 1
 
 
@@ -112,6 +132,36 @@ The status is 1 when nothing answers, or there is no such run."""
     add = parser.add_argument
     add("run", nargs="?", metavar="RUN", help="show this run and its ranks (all runs)")
     add("--json", action="store_true", help="all that the daemon says, as JSON")
+    add("--metrics", default="127.0.0.1:9757", metavar="HOST:PORT",
+        help="the daemon's setting of this name (127.0.0.1:9757)")  # fmt: skip
+
+
+def _add_top(parser: argparse.ArgumentParser) -> None:
+    from ranktap.top_view import SORTS
+
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """\
+Shows what a daemon that serves HTTP (ranktapd --metrics HOST:PORT) is doing, and goes on: of
+each run that is open how many of its ranks are here, records and bytes a second, for how long
+and by how many bytes the event file is behind, what was dropped and what came too late, the
+step, and the last loss. With RUN its ranks: what a step takes, who is slow, who is away.
+
+  ranktap top                                the daemon at 127.0.0.1:9757
+  ranktap top digits/lr=0.1                  one run, rank by rank
+  ranktap top --sort lag --every 0.5         who is furthest behind comes first
+  ranktap top --tag 'val/acc*'               another value than a loss
+  ranktap top --once | head                  one plain table, also where there is no terminal
+
+j, k and Enter show the ranks of a run, b goes back, s sorts by the next column, q ends it. It
+needs rich (pip install 'ranktap[top]'), but for --once. From elsewhere:
+ssh -L 9757:127.0.0.1:9757 loghost"""
+    add = parser.add_argument
+    add("run", nargs="?", metavar="RUN", help="show this run and its ranks (all runs)")
+    add("--every", type=_seconds, default=2.0, metavar="SECONDS", help="how often it asks (2)")
+    add("--once", action="store_true", help="print one plain table and end")
+    add("--sort", choices=tuple(SORTS), default="run", help="what comes first (run)")
+    add("--tag", metavar="PATTERN",
+        help="show the last value of a tag like this, * is anything (a loss)")  # fmt: skip
     add("--metrics", default="127.0.0.1:9757", metavar="HOST:PORT",
         help="the daemon's setting of this name (127.0.0.1:9757)")  # fmt: skip
 

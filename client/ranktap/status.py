@@ -6,6 +6,7 @@ import http.client
 import json
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from importlib.util import find_spec
 from typing import Any, Final
@@ -22,6 +23,11 @@ _LEFT = {"run", "host", "is", "worker"}
 
 class StatusError(Exception):
     """There is nothing to show; the message is for the person who asked."""
+
+    def __init__(self, text: str, reason: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason or text
+        """The same in a few words."""
 
 
 def run(*, address: str, run_name: str | None, as_json: bool) -> int:
@@ -55,8 +61,8 @@ def run(*, address: str, run_name: str | None, as_json: bool) -> int:
     return 0
 
 
-def fetch(address: str) -> dict[str, Any]:
-    """What the daemon at HOST:PORT says.
+def fetch(address: str, ranks_of: str | None = None) -> dict[str, Any]:
+    """What the daemon at HOST:PORT says; with `ranks_of` without the ranks of other runs.
 
     Raises:
         StatusError: nothing answers there, or no daemon.
@@ -64,17 +70,21 @@ def fetch(address: str) -> dict[str, Any]:
     # A proxy of the environment is for the world outside.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"http://{address}/status", timeout=TIMEOUT_S) as answer:
+        query = "" if ranks_of is None else f"?{urllib.parse.urlencode({'ranks': ranks_of})}"
+        with opener.open(f"http://{address}/status{query}", timeout=TIMEOUT_S) as answer:
             status: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
             said = error.read(1_000).decode(errors="replace").strip()
-        raise StatusError(f"{address}: {printable(said) or error.reason}") from None
+        said = printable(said) or str(error.reason)
+        raise StatusError(f"{address}: {said}", said) from None
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        reason = (reason.strerror if isinstance(reason, OSError) else None) or str(reason)
         raise StatusError(
             f"--metrics: {address}: {reason}; a daemon answers where its own setting 'metrics' "
-            "says (ranktapd --metrics HOST:PORT)"
+            "says (ranktapd --metrics HOST:PORT)",
+            reason,
         ) from None
     except ValueError:
         raise StatusError(f"--metrics: expected HOST:PORT of a ranktapd, got {address!r}") from None
