@@ -134,25 +134,32 @@ def test_once_it_is_a_plain_table_for_which_no_terminal_and_no_rich_is_needed(
     address: str,
     taps: list[ranktap.Tap],
     daemon: DaemonProcess,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
+    # Not what a child inherits without: readline, which pytest loads, sets COLUMNS there.
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+
+    def top(*arguments: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "top", "--metrics", address, *arguments],
+            capture_output=True, text=True, timeout=60, env=environment,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
     wait_for(lambda: status.fetch(address)["runs"][0]["last"], "the worker to say what it has seen")
     program = (
         "import sys; sys.modules['rich'] = None; from ranktap import cli; sys.exit(cli.main())"
     )
-    command = [sys.executable, "-c", program, "top", "--metrics", address]
-    for more in ([], ["--once"]):
-        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60)
-        assert (done.returncode, done.stderr) == (0, "")
-        head, names, row = done.stdout.splitlines()
+    for arguments in ([], ["--once"]):
+        head, names, row = top(*arguments)
         assert head.startswith(f"ranktapd {ranktap.__version__} at {address}: ok; up ")
         assert names.split()[:2] == ["run", "ranks"] and row.split()[:2] == [RUN, "2/2"]
         assert row.split()[-4:-1] == ["2", "2", "train/loss"]  # the step, and the mean of 1.5, 2.5
-    done = subprocess.run([*command, RUN], capture_output=True, text=True, timeout=60)
-    ranks = [line.split()[:4] for line in done.stdout.splitlines()[-2:]]
+    ranks = [line.split()[:4] for line in top(RUN)[-2:]]
     host = ranks[0][1]
     assert ranks == [["0", host, "here", "2"], ["1", host, "here", "2"]]
+    environment["COLUMNS"] = "40"
+    assert max(map(len, top())) <= 40
 
 
 def test_live_it_goes_on_opens_a_run_and_outlives_its_daemon(
