@@ -108,7 +108,7 @@ class HttpStatus:
         except OSError as error:
             raise OSError(f"metrics: {address}: {error.strerror}") from None
         threading.Thread(target=server.serve_forever, name="http-status", daemon=True).start()
-        logger.info("metrics at http://%s/metrics", address)
+        logger.info("metrics at http://%(address)s/metrics", {"address": address})
 
     def answer(self, status: Callable[[str | None], dict[str, Any]]) -> None:
         """Called by the main loop: say how it stands, when somebody asks.

@@ -204,9 +204,9 @@ class Intake:
         for run in self._runs.values():
             for session in list(run.silent(since)):
                 logger.warning(
-                    "run %r: rank %d (process %d on %s) has not been heard of for %d s",
-                    run.place.name, session.opened.rank, session.opened.pid,
-                    session.opened.host, limits.SESSION_TIMEOUT_S,
+                    "run %(run)r: rank %(rank)d (process %(pid)d on %(host)s) has not been heard "
+                    "of for %(silent_s)d s",
+                    session.fields(run.place.name) | {"silent_s": limits.SESSION_TIMEOUT_S},
                 )  # fmt: skip
                 self._forget(run, session)
                 run.add(SessionGone(session.opened.session, final=False))
@@ -221,7 +221,9 @@ class Intake:
         self.full = True
         if not self._told_full:
             self._told_full = True
-            logger.error("nothing is acknowledged until there is room on the disk: %s", why)
+            logger.error(
+                "nothing is acknowledged until there is room on the disk: %(why)s", {"why": why}
+            )
 
     # -- one message ------------------------------------------------------------------
 
@@ -369,8 +371,9 @@ class Intake:
         if second is not None:
             self._metrics.conflicts.labels("suffix").inc()
             logger.warning(
-                "two jobs use run %r at the same time: the one that came second, on %s, is in run "
-                "%r", hello.run, hello.host, second,
+                "two jobs use run %(run)r at the same time: the one that came second, on %(host)s, "
+                "is in run %(second)r",
+                {"run": hello.run, "host": hello.host, "second": second},
             )  # fmt: skip
             run.add(JobMoved(job, second))
         return second
@@ -387,9 +390,9 @@ class Intake:
                 self._access.is_gone(session.user) or self._access.refusal(session.user, name)
             ):
                 logger.warning(
-                    "run %r: rank %d (process %d on %s) is shut out: its key is gone, or is for "
-                    "other runs now",
-                    name, session.opened.rank, session.opened.pid, session.opened.host,
+                    "run %(run)r: rank %(rank)d (process %(pid)d on %(host)s) is shut out: its key "
+                    "is gone, or is for other runs now",
+                    session.fields(name),
                 )  # fmt: skip
                 self._forget(run, session)
 
@@ -487,8 +490,12 @@ class Intake:
     def _count_refused(self, code: Code, peer: bytes, text: str) -> None:
         self._metrics.refused.labels(str(code)).inc()
         self._log.warning(
-            time.monotonic(), "refused a message from %s (peer %s): %s: %s",
-            _property(self._sender, "Peer-Address") or "?", peer.hex(), code, text[:200],
+            time.monotonic(),
+            "refused a message from %(address)s (peer %(peer)s): %(code)s: %(text)s",
+            {
+                "address": _property(self._sender, "Peer-Address") or "?", "peer": peer.hex(),
+                "code": str(code), "text": text[:200],
+            },
         )  # fmt: skip
 
     def _answer(self, peer: bytes, answer: DaemonMessage) -> None:

@@ -25,7 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from ranktap_wire.journal import Damage, Entry, Position, segments
-from ranktapd import checkpoint
+from ranktapd import checkpoint, logs
 from ranktapd.dirlock import FileLock
 from ranktapd.output import Output
 from ranktapd.runs import RunPlace, quarantined
@@ -138,7 +138,7 @@ class RunWorker:
         while True:
             self.fold_upto(self._controls.committed)
             if self._controls.ended:
-                logger.info("run %r: the main process is gone", self._place.name)
+                logger.info("run %(run)r: the main process is gone", {"run": self._place.name})
                 return
             if self._reader.position.sequence < self._controls.committed:
                 continue  # more was told of while it folded
@@ -165,7 +165,7 @@ class RunWorker:
         unwritten_bytes = 0
         for entry in self._reader.entries(sequence):
             if isinstance(entry, Damage):
-                logger.error("run %r: %s", self._place.name, entry)
+                logger.error("run %(run)r: %(damage)s", {"run": self._place.name, "damage": entry})
                 continue
             self._apply(entry)
             if not entry.ends_group:
@@ -228,7 +228,10 @@ class RunWorker:
             checkpoint.save_snapshot(self._place, self._fold, position)
         except OSError as error:
             # A full disk. The segments stay, and the next one that is left takes them along.
-            logger.error("run %r: no snapshot can be kept: %s", self._place.name, error)
+            logger.error(
+                "run %(run)r: no snapshot can be kept: %(error)s",
+                {"run": self._place.name, "error": error},
+            )
 
     def _ask_to_expire(self) -> float | None:
         """Ask that windows that have waited too long be given up on; how long until the next."""
@@ -256,11 +259,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--logdir", type=Path, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--straggler-timeout", type=float, required=True)
+    parser.add_argument("--log-format", choices=logs.FORMATS, default="text")
     parser.add_argument("--careful", action="store_true")
     options = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    logs.to_stderr(options.log_format, options.run)
     # The main process tells it when to end; a signal to the whole group is not for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

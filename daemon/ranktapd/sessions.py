@@ -41,6 +41,14 @@ class Session:
     """Not heard of for too long. It may come back, and what of it is in the journal must
     still be known then: the acknowledgement may never have reached it."""
 
+    def fields(self, run: str) -> dict[str, object]:
+        """Who it is, for the log; `run` is the one that it is in."""
+        opened = self.opened
+        return {
+            "run": run, "rank": opened.rank, "pid": opened.pid, "host": opened.host,
+            "session": opened.session.hex(),
+        }  # fmt: skip
+
     def took(self, batch: Batch, records: int, nbytes: int) -> None:
         """Count a batch that is about to be journaled."""
         if batch.columns is not None:
