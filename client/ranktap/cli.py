@@ -14,6 +14,7 @@ Every rank of a distributed PyTorch job on one TensorBoard.
   ranktap demo                 train a small network on 2 ranks and look at it
   ranktap status               what the daemon on this machine is doing: runs, ranks, lag, rates
   ranktap top                  the same as a live view: rates, lag, steps, the last loss
+  ranktap tail RUN             what a run logs, as it arrives
   ranktap doctor               whether this process could log to its daemon, and if not, why
   ranktapd --help              the daemon, for a log host
 """
@@ -30,8 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     _add_demo(commands.add_parser("demo", help="a 2-rank DDP job, logged by all of its ranks"))
     _add_status(commands.add_parser("status", help="runs, ranks, lag and rates of a daemon"))
     _add_top(commands.add_parser("top", help="a live view of a daemon's runs and ranks"))
+    _add_tail(commands.add_parser("tail", help="what a run logs, as it arrives"))
     _add_doctor(commands.add_parser("doctor", help="whether this process could log"))
     options = parser.parse_args(arguments)
+    if options.command == "tail":
+        return _tail(options)
     if options.command == "doctor":
         return _doctor(options)
     if options.command == "top":
@@ -66,6 +70,22 @@ def _top(options: argparse.Namespace) -> int:
         return 130
     except (status.StatusError, top.TopError) as error:
         print(f"ranktap top: {error}", file=sys.stderr)
+        return 1
+
+
+def _tail(options: argparse.Namespace) -> int:
+    from ranktap import status, tail
+
+    arguments = [f"--tag={pattern}" for pattern in options.tag or []]
+    arguments += [f"--lines={options.lines}"] + ([] if options.follow else ["--no-follow"])
+    try:
+        return tail.run(
+            options.run, address=options.metrics, logdir=options.logdir, arguments=arguments
+        )
+    except KeyboardInterrupt:
+        return 130
+    except (status.StatusError, tail.TailError) as error:
+        print(f"ranktap tail: {error}", file=sys.stderr)
         return 1
 
 
@@ -162,6 +182,30 @@ ssh -L 9757:127.0.0.1:9757 loghost"""
     add("--sort", choices=tuple(SORTS), default="run", help="what comes first (run)")
     add("--tag", metavar="PATTERN",
         help="show the last value of a tag like this, * is anything (a loss)")  # fmt: skip
+    add("--metrics", default="127.0.0.1:9757", metavar="HOST:PORT",
+        help="the daemon's setting of this name (127.0.0.1:9757)")  # fmt: skip
+
+
+def _add_tail(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """\
+Shows what a run logs as it arrives in its event file: time, step, tag, value. What one rank logs
+alone is here within a second of its call, what several log when all of them have. It is for the
+machine where the event files are (or where they are mounted), and needs ranktap[daemon].
+
+  ranktap tail digits/lr=0.1                       where the daemon at 127.0.0.1:9757 writes
+  ranktap tail digits/lr=0.1 --logdir runs         without a daemon's word
+  ranktap tail digits/lr=0.1 --tag 'loss/*' --tag accuracy
+  ssh loghost ranktap tail digits/lr=0.1           from another machine
+
+A sub-run is named RUN/SUB-RUN. Ctrl-C ends it."""
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the run, as TensorBoard names it; '.' is the logdir itself")
+    add("--logdir", type=Path, metavar="DIR", help="where its event files are (asks the daemon)")
+    add("--tag", action="append", metavar="PATTERN",
+        help="only tags like this: * is anything; may be given several times (all)")  # fmt: skip
+    add("-n", "--lines", type=int, default=10, metavar="N", help="begin with the last N (10)")
+    add("--no-follow", dest="follow", action="store_false", help="end where the file does")
     add("--metrics", default="127.0.0.1:9757", metavar="HOST:PORT",
         help="the daemon's setting of this name (127.0.0.1:9757)")  # fmt: skip
 

@@ -39,7 +39,10 @@ def test_every_line_of_a_daemon_and_its_workers_is_an_object_with_fields(
     daemon = start_daemon("--log-format=json")
     (started,) = of_event(daemon, "listening on {listen}")
     assert started["level"] == "info" and started["listen"] == daemon.endpoint
-    with ranktap.init(RUN, endpoint=daemon.endpoint, rank=0, world_size=1) as tap:
+    with (
+        ranktap.init(RUN, endpoint=daemon.endpoint, rank=0, world_size=2) as tap,
+        ranktap.init(RUN, endpoint=daemon.endpoint, rank=1, world_size=2) as other,
+    ):
         tap.scalar("x", 1.0, 0)
         assert tap.flush(timeout=30)
         (worker,) = wait_for(daemon.workers, "a worker")
@@ -47,8 +50,8 @@ def test_every_line_of_a_daemon_and_its_workers_is_an_object_with_fields(
         (ended,) = wait_for(lambda: of_event(daemon, "its worker ended"), "it to be told of")
         assert (ended["level"], ended["run"], ended["status"]) == ("error", RUN, -signal.SIGKILL)
         assert ended["message"].startswith(f"run {RUN!r}: its worker ended with status -9")
-        # Of two kinds: its worker says so, which knows the run that it is for.
-        tap.histogram("x", [1.0, 2.0], 1)
+        # A tag of two kinds: its worker says so, which knows the run that it is for.
+        other.histogram("x", [1.0, 2.0], 1)
         (told,) = wait_for(
             lambda: [line for line in lines(daemon) if "left out" in line["message"]], "the worker"
         )
