@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -161,6 +162,10 @@ def _say(start: StartResponse, status: str, text: str, *more: tuple[str, str]) -
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Who asked has gone: a line of the log, where socketserver writes a traceback."""
+        logger.info("a request over HTTP ended early: %(error)s", {"error": sys.exc_info()[1]})
 
 
 class _Handler(WSGIRequestHandler):
