@@ -80,7 +80,15 @@ def from_environment() -> Keys | None:
         raise ValueError(
             "RANKTAP_KEY_FILE: expected this or RANKTAP_SERVER_KEY and RANKTAP_KEY, got both"
         )
-    path = Path(file)
+    return from_file(Path(file), "RANKTAP_KEY_FILE")
+
+
+def from_file(path: Path, given_as: str) -> Keys:
+    """The keys of a file that `ranktapd keygen NAME` made.
+
+    Raises:
+        ValueError: it is none, or cannot be read; the message begins with `given_as`.
+    """
     try:
         said = wire_keys.read_key_file(path, ("server", "secret"))
         keys = Keys(
@@ -88,7 +96,7 @@ def from_environment() -> Keys | None:
             wire_keys.check_key(said.get("secret"), f"{path}: secret"),
         )
     except ValueError as error:
-        raise ValueError(f"RANKTAP_KEY_FILE: {error}") from None
+        raise ValueError(f"{given_as}: {error}") from None
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         logger.warning("ranktap: %s can be read by others: chmod 600", path)
     return keys

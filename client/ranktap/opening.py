@@ -105,6 +105,38 @@ def endpoint_elsewhere(endpoint: str | None) -> str | None:
     return endpoint or os.environ.get("RANKTAP_ENDPOINT") or None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """Which daemon a tap logs to: the one at `endpoint`, or else that of `logdir`."""
+
+    why: str
+    endpoint: str | None = None
+    logdir: Path | None = None
+
+
+def choose(endpoint: str | None, logdir: str | os.PathLike[str] | None) -> Choice:
+    """The daemon that was asked for, in the order that `init` says.
+
+    Raises:
+        TypeError, ValueError: `endpoint`, or RANKTAP_ENDPOINT, or `logdir` is not of its form.
+        LookupError: nothing was asked for, and there is no service on this machine.
+    """
+    elsewhere = endpoint_elsewhere(endpoint)
+    if elsewhere is not None:
+        why = "endpoint was given" if endpoint else "RANKTAP_ENDPOINT is set"
+        return Choice(why, endpoint=_check_endpoint(elsewhere))
+    if logdir is not None:
+        return Choice("logdir was given", logdir=_check_logdir(logdir))
+    if answers(places.SERVICE_SOCKET):
+        why = "nothing else was asked for, and the service's socket answers"
+        return Choice(why, endpoint=f"ipc://{places.SERVICE_SOCKET}")
+    raise LookupError(
+        "no daemon to log to: give endpoint= (or set RANKTAP_ENDPOINT) for a ranktapd elsewhere, "
+        "or logdir= to have one started on this machine, or start the service "
+        f"({places.SERVICE_SOCKET} does not answer)"
+    )
+
+
 def run_name(run: str | None, identity: ranks.Identity, comment: str) -> str:
     """What the run is called.
 
@@ -132,26 +164,18 @@ def _daemon(
     endpoint: str | None, logdir: str | os.PathLike[str] | None, identity: ranks.Identity
 ) -> Callable[[], Address]:
     """How to find the daemon."""
-    elsewhere = endpoint_elsewhere(endpoint)
-    if elsewhere is not None:
-        named = Address(_check_endpoint(elsewhere))
+    choice = choose(endpoint, logdir)
+    if choice.endpoint is not None:
+        named = Address(choice.endpoint)
         return lambda: named
-    if logdir is not None:
-        directory = _check_logdir(logdir)
-        if ranks.spans_machines(identity):
-            if identity.rank == 0:
-                embedded.check_installed()
-            return JobDaemon(directory, os.fspath(logdir), identity.rank).locate
-        embedded.check_installed()
-        daemon = embedded.EmbeddedDaemon(directory)
-        return lambda: Address(daemon.locate())
-    if answers(places.SERVICE_SOCKET):
-        return lambda: Address(f"ipc://{places.SERVICE_SOCKET}")
-    raise LookupError(
-        "no daemon to log to: give endpoint= (or set RANKTAP_ENDPOINT) for a ranktapd elsewhere, "
-        "or logdir= to have one started on this machine, or start the service "
-        f"({places.SERVICE_SOCKET} does not answer)"
-    )
+    assert choice.logdir is not None and logdir is not None
+    if ranks.spans_machines(identity):
+        if identity.rank == 0:
+            embedded.check_installed()
+        return JobDaemon(choice.logdir, os.fspath(logdir), identity.rank).locate
+    embedded.check_installed()
+    daemon = embedded.EmbeddedDaemon(choice.logdir)
+    return lambda: Address(daemon.locate())
 
 
 def _check_logdir(logdir: object) -> Path:

@@ -31,7 +31,7 @@ class Identity:
 
 
 # (launcher, rank, world size, local rank)
-_LAUNCHERS = (
+LAUNCHERS = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
@@ -45,7 +45,7 @@ def identify(environ: Mapping[str, str] | None = None) -> Identity:
         ValueError: a launcher's variable is no number; it is named.
     """
     environ = os.environ if environ is None else environ
-    for launcher, rank_name, size_name, local_name in _LAUNCHERS:
+    for launcher, rank_name, size_name, local_name in LAUNCHERS:
         if rank_name not in environ or size_name not in environ:
             continue
         # A batch script and an interactive shell have these variables too, and are no rank:

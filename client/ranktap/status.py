@@ -6,14 +6,16 @@ import http.client
 import json
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from importlib.util import find_spec
 from typing import Any, Final
 
+from ranktap.tables import Row, duration, lines, printable, size
+
 TIMEOUT_S: Final = 10.0
 """The daemon itself gives up on its main loop after 5 s, and says so."""
 
-Rows = list[tuple[str, ...]]
 _RUNS = ("run", "ranks", "entries", "behind", "", "records/s", "", "dropped", "worker")
 _RANKS = ("rank", "host", "pid", "is", "heard of", "batches", "dropped")
 _LEFT = {"run", "host", "is", "worker"}
@@ -21,6 +23,11 @@ _LEFT = {"run", "host", "is", "worker"}
 
 class StatusError(Exception):
     """There is nothing to show; the message is for the person who asked."""
+
+    def __init__(self, text: str, reason: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason or text
+        """The same in a few words."""
 
 
 def run(*, address: str, run_name: str | None, as_json: bool) -> int:
@@ -39,8 +46,8 @@ def run(*, address: str, run_name: str | None, as_json: bool) -> int:
         return 0
     print(
         f"ranktapd {status['version']} at {address}: {status['health']}; up "
-        f"{_duration(status['up_s'])}, {status['sessions']} sessions, "
-        f"{status['records_per_s']:,.0f} records/s, {_size(status['bytes_per_s'])}/s"
+        f"{duration(status['up_s'])}, {status['sessions']} sessions, "
+        f"{status['records_per_s']:,.0f} records/s, {size(status['bytes_per_s'])}/s"
     )
     if not status["runs"]:
         print("no run is open")
@@ -48,14 +55,14 @@ def run(*, address: str, run_name: str | None, as_json: bool) -> int:
     _show(_RUNS, [_run_row(each) for each in status["runs"]])
     for each in status["runs"]:
         if each["refused"]:
-            print(f"{_printable(each['run'])}: nothing is accepted: {_printable(each['refused'])}")
+            print(f"{printable(each['run'])}: nothing is accepted: {printable(each['refused'])}")
     if run_name is not None:
         _show(_RANKS, [_rank_row(each) for each in status["runs"][0]["ranks"]])
     return 0
 
 
-def fetch(address: str) -> dict[str, Any]:
-    """What the daemon at HOST:PORT says.
+def fetch(address: str, ranks_of: str | None = None) -> dict[str, Any]:
+    """What the daemon at HOST:PORT says; with `ranks_of` without the ranks of other runs.
 
     Raises:
         StatusError: nothing answers there, or no daemon.
@@ -63,17 +70,21 @@ def fetch(address: str) -> dict[str, Any]:
     # A proxy of the environment is for the world outside.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"http://{address}/status", timeout=TIMEOUT_S) as answer:
+        query = "" if ranks_of is None else f"?{urllib.parse.urlencode({'ranks': ranks_of})}"
+        with opener.open(f"http://{address}/status{query}", timeout=TIMEOUT_S) as answer:
             status: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
             said = error.read(1_000).decode(errors="replace").strip()
-        raise StatusError(f"{address}: {_printable(said) or error.reason}") from None
+        said = printable(said) or str(error.reason)
+        raise StatusError(f"{address}: {said}", said) from None
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        reason = (reason.strerror if isinstance(reason, OSError) else None) or str(reason)
         raise StatusError(
             f"--metrics: {address}: {reason}; a daemon answers where its own setting 'metrics' "
-            "says (ranktapd --metrics HOST:PORT)"
+            "says (ranktapd --metrics HOST:PORT)",
+            reason,
         ) from None
     except ValueError:
         raise StatusError(f"--metrics: expected HOST:PORT of a ranktapd, got {address!r}") from None
@@ -83,7 +94,7 @@ def fetch(address: str) -> dict[str, Any]:
 # -- rows -------------------------------------------------------------------------------
 
 
-def _run_row(run: dict[str, Any]) -> tuple[str, ...]:
+def _run_row(run: dict[str, Any]) -> Row:
     here, world = run["sessions"], run["world_size"]
     lag = run["lag_entries"]
     return (
@@ -91,68 +102,39 @@ def _run_row(run: dict[str, Any]) -> tuple[str, ...]:
         str(here) if world is None else f"{here}/{world}",
         f"{run['entries']:,}",
         "?" if lag is None else f"{lag:,}",
-        _size(run["lag_bytes"]),
+        size(run["lag_bytes"]),
         f"{run['records_per_s']:,.0f}",
-        f"{_size(run['bytes_per_s'])}/s",
+        f"{size(run['bytes_per_s'])}/s",
         f"{run['dropped']:,}",
         "REFUSED" if run["refused"] else run["worker"],
     )
 
 
-def _rank_row(rank: dict[str, Any]) -> tuple[str, ...]:
+def _rank_row(rank: dict[str, Any]) -> Row:
     return (
         str(rank["rank"]),
         rank["host"],
         str(rank["pid"]),
         rank["state"],
-        f"{_duration(rank['heard_s'])} ago",
+        f"{duration(rank['heard_s'])} ago",
         f"{rank['batches']:,}",
         f"{rank['dropped']:,}",
     )
 
 
-def _size(nbytes: float) -> str:
-    if nbytes < 1_000:
-        return f"{nbytes:.0f} B"
-    units = iter(("kB", "MB", "GB"))
-    unit = "kB"
-    while nbytes >= 999.95 and unit != "TB":
-        nbytes, unit = nbytes / 1_000, next(units, "TB")
-    return f"{nbytes:.1f} {unit}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    if minutes < 100:
-        return f"{minutes:.0f} min"
-    return f"{minutes / 60:.0f} h" if minutes < 6_000 else f"{minutes / 1_440:.0f} days"
-
-
-def _printable(text: str) -> str:
-    """The text, without what a terminal would obey."""
-    return "".join(each if each.isprintable() else "?" for each in text)
-
-
 # -- showing ----------------------------------------------------------------------------
 
 
-def _show(names: tuple[str, ...], rows: Rows) -> None:
-    rows = [tuple(map(_printable, row)) for row in rows]
+def _show(names: Row, rows: list[Row]) -> None:
+    rows = [tuple(map(printable, row)) for row in rows]
     if sys.stdout.isatty() and find_spec("rich") is not None:
         _show_rich(names, rows)
         return
-    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-    for row in (names, *rows):
-        cells = [
-            cell.ljust(width) if name in _LEFT else cell.rjust(width)
-            for name, cell, width in zip(names, row, widths, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+    for line in lines(names, rows, _LEFT):
+        print(line)
 
 
-def _show_rich(names: tuple[str, ...], rows: Rows) -> None:
+def _show_rich(names: Row, rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -9,6 +9,7 @@ pickled and buffers are never unpacked. Each buffer is referred to once, in orde
       batch  session number ... + buffers         ack      number (cumulative) [interval]
       beat   session sent                         ack      ... sent (the beat's) now held
       bye    session                              bye
+      probe  protocol sent run                    probe    protocol sent now daemon code text
                                                   error    code text [number]
 
 What the buffers of a batch are is said in `batches`.
@@ -35,6 +36,8 @@ from ranktap_wire.messages import (
     FrameError,
     Frames,
     Hello,
+    Probe,
+    ProbeAnswer,
     Welcome,
 )
 from ranktap_wire.records import STEP_MAX, Batch, Buffer
@@ -68,6 +71,11 @@ def pack_bye(session: bytes) -> list[Buffer]:
     return [pack_header({"type": "bye", "session": session})]
 
 
+def pack_probe(probe: Probe) -> list[Buffer]:
+    fields = {"protocol": probe.protocol, "sent": probe.sent, "run": probe.run}
+    return [pack_header({"type": "probe"} | fields)]
+
+
 def pack_answer(answer: DaemonMessage) -> list[Buffer]:
     """The one frame of what a daemon says."""
     match answer:
@@ -93,6 +101,16 @@ def pack_answer(answer: DaemonMessage) -> list[Buffer]:
                 head["interval"] = answer.interval
         case ByeAnswer():
             head = {"type": "bye"}
+        case ProbeAnswer():
+            head = {
+                "type": "probe",
+                "protocol": answer.protocol,
+                "sent": answer.sent,
+                "now": answer.now,
+                "daemon": answer.daemon,
+                "code": answer.code,
+                "text": answer.text[:1_000],
+            }
         case Error():
             head = {
                 "type": "error",
@@ -116,9 +134,11 @@ def read_message(frames: Frames) -> ClientMessage:
     kind = head.get("type")
     if kind == "hello":
         return _read_hello(head)
+    if kind == "probe":
+        return _read_probe(head)
     if kind not in ("batch", "beat", "bye"):
         raise FrameError(
-            Code.MALFORMED, f"type: expected hello, batch, beat or bye, got {shown(kind)}"
+            Code.MALFORMED, f"type: expected hello, batch, beat, bye or probe, got {shown(kind)}"
         )
     session = session_field(head)
     if kind == "bye":
@@ -190,6 +210,17 @@ def _read_hello(head: dict[str, Any]) -> Hello:
         raise FrameError(Code.REFUSED, f"hello: {error}") from error
 
 
+def _read_probe(head: dict[str, Any]) -> Probe:
+    run = head.get("run")
+    try:
+        name = None if run is None else rules.check_run(run)
+    except (TypeError, ValueError) as error:
+        raise FrameError(Code.REFUSED, f"probe: {error}") from error
+    # Any version may ask.
+    protocol = integer_field(head, "protocol", 0, STEP_MAX)
+    return Probe(finite_field(head, "sent"), name, protocol)
+
+
 # -- reading, the client's side ---------------------------------------------------------
 
 
@@ -224,13 +255,23 @@ def read_answer(frames: Frames) -> DaemonMessage:
         return Ack(integer_field(head, "number", 0, STEP_MAX), sent, now, held, interval)
     if kind == "bye":
         return ByeAnswer()
+    if kind == "probe":
+        code = head.get("code")
+        return ProbeAnswer(
+            sent=finite_field(head, "sent"),
+            now=finite_field(head, "now"),
+            daemon=str(head.get("daemon", "")),
+            protocol=integer_field(head, "protocol", 0, STEP_MAX),
+            code=None if code is None else str(code),
+            text=str(head.get("text", "")),
+        )
     if kind == "error":
         number = head.get("number")
         return Error(
             str(head.get("code")), str(head.get("text")), number if type(number) is int else None
         )
     raise FrameError(
-        Code.MALFORMED, f"type: expected welcome, ack, bye or error, got {shown(kind)}"
+        Code.MALFORMED, f"type: expected welcome, ack, bye, probe or error, got {shown(kind)}"
     )
 
 

@@ -91,6 +91,20 @@ class Bye:
 
 
 @dataclass(slots=True)
+class Probe:
+    """A question that opens nothing: who is there, and would a session of that run be let in?
+
+    It keeps its form in every version of the protocol, so that two releases that do not
+    understand each other can at least say so.
+    """
+
+    sent: float
+    """The client's monotonic clock; comes back in the answer."""
+    run: str | None = None
+    protocol: int = PROTOCOL
+
+
+@dataclass(slots=True)
 class Welcome:
     last: int
     """The last batch of this session in the journal."""
@@ -125,6 +139,21 @@ class ByeAnswer:
 
 
 @dataclass(slots=True)
+class ProbeAnswer:
+    sent: float
+    """The probe's own."""
+    now: float
+    """The daemon's wall clock as it answered, seconds since 1970. It answers at once."""
+    daemon: str
+    """Its version, for people."""
+    protocol: int = PROTOCOL
+    code: str | None = None
+    """What a hello for the run would be refused with now; None: with nothing."""
+    text: str = ""
+    """Why, in words."""
+
+
+@dataclass(slots=True)
 class Error:
     code: str
     """A `Code`, or one that this side does not know yet."""
@@ -132,5 +161,5 @@ class Error:
     number: int | None = None
 
 
-ClientMessage = Hello | BatchMessage | Beat | Bye
-DaemonMessage = Welcome | Ack | ByeAnswer | Error
+ClientMessage = Hello | BatchMessage | Beat | Bye | Probe
+DaemonMessage = Welcome | Ack | ByeAnswer | Error | ProbeAnswer

@@ -200,8 +200,13 @@ class Access:
                 return [version, request, b"200", b"", public, b""]
             self._metrics.denied.labels("unknown-key").inc()
             self._log.warning(
-                now, "refused a connection from %s: no file in %s has its key %s",
-                address.decode(errors="replace"), self._directory, public.decode(),
+                now,
+                "refused a connection from %(address)s: no file in %(directory)s has its key "
+                "%(key)s",
+                {
+                    "address": address.decode(errors="replace"), "directory": self._directory,
+                    "key": public.decode(),
+                },
             )  # fmt: skip
         return [version, request, b"400", b"no file on the server has this key", b"", b""]
 
@@ -212,11 +217,16 @@ class Access:
             return  # a look whether someone listens on an ipc socket ends like this
         if event["value"] == _MECHANISM_MISMATCH:
             self._metrics.denied.labels("no-key").inc()
-            self._log.warning(now, "refused a connection to %s: it came without a key", where)
+            self._log.warning(
+                now, "refused a connection to %(endpoint)s: it came without a key",
+                {"endpoint": where},
+            )  # fmt: skip
         elif event["value"] == _CRYPTOGRAPHIC:
             self._metrics.denied.labels("wrong-server-key").inc()
             self._log.warning(
-                now, "refused a connection to %s: its message was for another server's key", where
+                now,
+                "refused a connection to %(endpoint)s: its message was for another server's key",
+                {"endpoint": where},
             )
         else:
             # Not in the log: a load balancer that looks every second ends like this. So does
@@ -269,7 +279,10 @@ class Access:
         # What was read before holds: a directory that is away for a moment must not end
         # every job's logging.
         if not self._unreadable:
-            logger.error("%s: %s; the keys read before hold", self._directory, error.strerror)
+            logger.error(
+                "%(directory)s: %(error)s; the keys read before hold",
+                {"directory": self._directory, "error": error.strerror},
+            )
         self._unreadable = True
 
     def _read(self) -> None:
@@ -278,8 +291,11 @@ class Access:
         self.changes += 1
         self._metrics.clients.set(len(self._clients))
         for each in wrong:
-            logger.error("%s", each)
-        logger.info("%d client keys in %s", len(self._clients), self._directory)
+            logger.error("%(problem)s", {"problem": each})
+        logger.info(
+            "%(keys)d client keys in %(directory)s",
+            {"keys": len(self._clients), "directory": self._directory},
+        )
 
     def _look(self) -> list[tuple[str, int, int, int]]:
         """What changes when a file does, or its permissions."""

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ranktap_wire import places
-from ranktapd import __version__, config
+from ranktapd import __version__, config, logs
 from ranktapd.config import ConfigError
 from ranktapd.service_manager import ServiceManager, inherited_sockets
+
+logger = logging.getLogger("ranktapd")
 
 _DESCRIPTION = """\
 Takes what the ranks of PyTorch jobs log, keeps it safe, merges it, and writes
@@ -78,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if options.embedded:
         return _detached(settings)
-    _log_to(sys.stderr)
+    logs.to_stderr(settings.log_format)
     return _run(
         settings,
         reread=lambda: _settings(options, inherited),
@@ -118,6 +120,8 @@ def _parser(checks: bool) -> argparse.ArgumentParser:
     add("--state-dir", type=Path, metavar="DIR", help="journals and snapshots (LOGDIR/.ranktap)")
     add("--config", type=Path, metavar="FILE", help="settings in TOML; the command line goes first")
     add("--metrics", metavar="HOST:PORT", help="serve Prometheus metrics there")
+    add("--log-format", choices=logs.FORMATS, help="the log on stderr: lines for people (text), or "
+        "an object a line for programs (json)")  # fmt: skip
     add("--sync", choices=("group", "off"), help="what acknowledged means: on disk (group), or "
         "safe from a crash of the daemon only (off)")  # fmt: skip
     add("--on-conflict", choices=("error", "suffix"), help="a job that uses the run's name of "
@@ -178,7 +182,10 @@ def _run(
         )
         return daemon.run(ready)
     except (LockedError, OSError, ConfigError) as error:
-        print(f"ranktapd: {error}", file=sys.stderr)
+        if settings.log_format == "json":
+            logger.critical("ranktapd: %(error)s", {"error": error})
+        else:
+            print(f"ranktapd: {error}", file=sys.stderr)
         if told_ready is not None:
             os.write(told_ready, f"{error}\n".encode())
         return 1
@@ -207,15 +214,9 @@ def _detached(settings: config.Config) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.chdir("/")
-    _log_to(sys.stderr)
+    logs.to_stderr(settings.log_format)
     status = _run(
         settings, reread=lambda: settings, inherited={}, manager=ServiceManager(), told_ready=write
     )
     logging.shutdown()
     os._exit(status)
-
-
-def _log_to(stream: Any) -> None:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=stream
-    )

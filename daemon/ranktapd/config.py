@@ -41,6 +41,8 @@ class Config:
     """Listen on tcp beyond this machine although anyone there can then write."""
     metrics: str | None = None
     """HOST:PORT for Prometheus."""
+    log_format: str = "text"
+    """`text`: lines for people. `json`: an object a line, for programs."""
 
     sync: str = "group"
     """`group`: acknowledged means on disk. `off`: acknowledged means safe from a crash of the
@@ -184,6 +186,7 @@ RULES: dict[str, Rule] = {
     "client_keys": Rule("a directory", _path),
     "insecure": Rule("true or false", _typed(bool)),
     "metrics": Rule("'HOST:PORT'", _host_and_port),
+    "log_format": Rule("'text' or 'json'", _one_of("text", "json")),
     "sync": Rule("'group' or 'off'", _one_of("group", "off")),
     "on_conflict": Rule("'error' or 'suffix'", _one_of("error", "suffix"), reloads=True),
     "straggler_timeout_s": _number(0.1, 86_400, "seconds", whole=False),

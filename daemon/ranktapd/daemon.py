@@ -161,13 +161,19 @@ class Daemon:
 
     def _tell_where(self) -> None:
         logger.info(
-            "ranktapd %s: listening on %s, writing to %s",
-            __version__, ", ".join(self._config.listen), self._config.logdir,
+            "ranktapd %(version)s: listening on %(listen)s, writing to %(logdir)s",
+            {
+                "version": __version__, "listen": ", ".join(self._config.listen),
+                "logdir": self._config.logdir,
+            },
         )  # fmt: skip
         if self._access is None:
             for endpoint in filter(config.is_reachable, self._config.listen):
-                logger.warning("%s asks for no keys: everyone who reaches it can write "
-                               "(insecure = true)", endpoint)  # fmt: skip
+                logger.warning(
+                    "%(endpoint)s asks for no keys: everyone who reaches it can write "
+                    "(insecure = true)",
+                    {"endpoint": endpoint},
+                )
 
     def _recover(self) -> None:
         names = unfinished_runs(self._config.state)
@@ -176,9 +182,11 @@ class Daemon:
             try:
                 self._open_run(name, "")
             except JournalError as error:
-                logger.error("run %r cannot be continued: %s", name, error)
+                logger.error(
+                    "run %(run)r cannot be continued: %(error)s", {"run": name, "error": error}
+                )
         if self._runs:
-            logger.info("recovered %d runs", len(self._runs))
+            logger.info("recovered %(runs)d runs", {"runs": len(self._runs)})
 
     # -- serving ----------------------------------------------------------------------
 
@@ -205,7 +213,10 @@ class Daemon:
             if any(run.pending for run in self._runs.values()):
                 intake.commit()
             if intake.failed is not None:
-                logger.critical("%s: ending, to recover from what is on the disk", intake.failed)
+                logger.critical(
+                    "%(error)s: ending, to recover from what is on the disk",
+                    {"error": intake.failed},
+                )
                 return 1
             if time.monotonic() >= self._next_tick:
                 self._next_tick = time.monotonic() + TICK_S
@@ -244,8 +255,8 @@ class Daemon:
         now = time.monotonic()
         self._overview.note(now)
         self._http.answer(
-            lambda: self._overview.status(
-                now, self._health.judge(now)[1], intake.full, intake.full_runs
+            lambda ranks_of: self._overview.status(
+                now, self._health.judge(now)[1], intake.full, intake.full_runs, ranks_of
             )
         )
         self._manager.status(
@@ -304,7 +315,10 @@ class Daemon:
         }
         for name in full.keys() - intake.full_runs.keys():
             self._metrics.limited.labels("max_run_journal_bytes").inc()
-            logger.warning("%s: nothing of it is accepted until they are", full[name])
+            logger.warning(
+                "%(why)s: nothing of it is accepted until they are",
+                {"why": full[name], "run": name},
+            )
         intake.full_runs = full
 
     def _reload(self, intake: Intake) -> None:
@@ -313,15 +327,20 @@ class Daemon:
         try:
             wanted = self._reread()
         except ConfigError as error:
-            logger.error("the configuration stays as it is: %s", error)
+            logger.error("the configuration stays as it is: %(error)s", {"error": error})
         else:
             for name in config.changed(self._config, wanted):
                 if RULES[name].reloads:
-                    logger.info("%s is %r now", name, getattr(wanted, name))
+                    logger.info(
+                        "%(setting)s is %(value)r now",
+                        {"setting": name, "value": getattr(wanted, name)},
+                    )
                     setattr(self._config, name, getattr(wanted, name))
                 else:
-                    logger.warning("%s: %r holds until a restart", name,
-                                   getattr(self._config, name))  # fmt: skip
+                    logger.warning(
+                        "%(setting)s: %(value)r holds until a restart",
+                        {"setting": name, "value": getattr(self._config, name)},
+                    )
             intake.configure(self._config)
             self._supervisor.max_workers = self._config.max_workers
         if self._access is not None:
@@ -383,6 +402,7 @@ class Daemon:
             f"--logdir={self._config.logdir}",
             f"--state-dir={self._config.state}",
             f"--straggler-timeout={self._config.straggler_timeout_s}",
+            f"--log-format={self._config.log_format}",
         ]
 
     def _expire(self, run: Run, sequence: int) -> None:
@@ -408,8 +428,12 @@ class Daemon:
             self._rest(run)
         for worker in self._supervisor.running:
             logger.warning(
-                "run %r is written up to entry %d of %d; the rest at the next start",
-                worker.run.place.name, max(worker.folded, 0), worker.run.journal.last,
+                "run %(run)r is written up to entry %(written)d of %(last)d; the rest at the next "
+                "start",
+                {
+                    "run": worker.run.place.name, "written": max(worker.folded, 0),
+                    "last": worker.run.journal.last,
+                },
             )  # fmt: skip
         return 0
 

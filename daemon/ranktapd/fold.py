@@ -145,6 +145,15 @@ class Fold:
         ]
         return min(oldest, default=None)
 
+    def overview(self) -> dict[str, Any]:
+        """How the run looks, for people, as plain data; nothing that is written depends on it."""
+        return {
+            "late": sum(windows.late_total for windows in self._all_windows),
+            "late_by_rank": {rank: late for rank, late in self._late_by_rank().items() if late},
+            "slow_since": self._reports.slow_since,
+            "last": self._scalars.last.latest(self._tags.names),
+        }
+
     @property
     def _all_windows(self) -> tuple[ScalarWindows, MergeWindows[Any]]:
         return self._scalars.windows, self._blobs.windows

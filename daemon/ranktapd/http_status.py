@@ -2,7 +2,8 @@
 
     /metrics    counters and gauges, in Prometheus' format
     /healthz    200 while intake and workers go on, 503 and why when they do not
-    /status     runs, ranks, lag and rates, as JSON (see overview.py)
+    /status     runs, ranks, lag and rates, as JSON (see overview.py); with ?ranks=RUN the ranks
+                of that run alone, and of none with ?ranks=
 
 It is answered by threads of its own: when the main loop stands still they still say so. They
 read nothing that the loop changes: a thread that is asked for the status asks the loop, which
@@ -14,12 +15,15 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
@@ -72,16 +76,23 @@ class Health:
         return False, "a worker that was killed because it hung does not end"
 
 
+@dataclass(slots=True)
+class _Question:
+    """Of a thread, to the main loop."""
+
+    ranks_of: str | None
+    """The run whose ranks are wanted; None: all."""
+    said: bytes = b""
+    is_answered: threading.Event = field(default_factory=threading.Event)
+
+
 class HttpStatus:
     """The HTTP server, and the main loop's side of it."""
 
     def __init__(self, registry: CollectorRegistry, health: Health) -> None:
         self._metrics = make_wsgi_app(registry)
         self._health = health
-        self._asked = threading.Event()
-        self._answered = threading.Condition()
-        self._count = 0
-        self._status = b""
+        self._questions: deque[_Question] = deque()
 
     def serve(self, address: str) -> None:
         """Serve at HOST:PORT, in threads that end with the process.
@@ -98,18 +109,20 @@ class HttpStatus:
         except OSError as error:
             raise OSError(f"metrics: {address}: {error.strerror}") from None
         threading.Thread(target=server.serve_forever, name="http-status", daemon=True).start()
-        logger.info("metrics at http://%s/metrics", address)
+        logger.info("metrics at http://%(address)s/metrics", {"address": address})
 
-    def answer(self, status: Callable[[], dict[str, Any]]) -> None:
-        """Called by the main loop: say how it stands, when somebody asks."""
-        if not self._asked.is_set():
-            return
-        self._asked.clear()
-        said = json.dumps(status()).encode() + b"\n"
-        with self._answered:
-            self._count += 1
-            self._status = said
-            self._answered.notify_all()
+    def answer(self, status: Callable[[str | None], dict[str, Any]]) -> None:
+        """Called by the main loop: say how it stands, when somebody asks.
+
+        `status` is given the run whose ranks are wanted; None: those of all.
+        """
+        said: dict[str | None, bytes] = {}
+        while self._questions:
+            question = self._questions.popleft()
+            if question.ranks_of not in said:
+                said[question.ranks_of] = json.dumps(status(question.ranks_of)).encode() + b"\n"
+            question.said = said[question.ranks_of]
+            question.is_answered.set()
 
     # -- in its threads ---------------------------------------------------------------
 
@@ -127,19 +140,17 @@ class HttpStatus:
         status = "200 OK" if well else "503 Service Unavailable"
         if path == "/healthz":
             return _say(start, status, words + "\n")
-        said = self._ask() if self._health.turns(now) else None
+        said = self._ask(environ.get("QUERY_STRING", "")) if self._health.turns(now) else None
         if said is None:
             return _say(start, "503 Service Unavailable", f"no answer: {words}\n")
         start("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(said)))])
         return [said]
 
-    def _ask(self) -> bytes | None:
-        with self._answered:
-            before = self._count
-            self._asked.set()
-            if not self._answered.wait_for(lambda: self._count > before, ANSWER_S):
-                return None
-            return self._status
+    def _ask(self, query: str) -> bytes | None:
+        wanted = parse_qs(query, keep_blank_values=True).get("ranks")
+        question = _Question(None if wanted is None else wanted[0])
+        self._questions.append(question)
+        return question.said if question.is_answered.wait(ANSWER_S) else None
 
 
 def _say(start: StartResponse, status: str, text: str, *more: tuple[str, str]) -> list[bytes]:
@@ -151,6 +162,10 @@ def _say(start: StartResponse, status: str, text: str, *more: tuple[str, str]) -
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Who asked has gone: a line of the log, where socketserver writes a traceback."""
+        logger.info("a request over HTTP ended early: %(error)s", {"error": sys.exc_info()[1]})
 
 
 class _Handler(WSGIRequestHandler):

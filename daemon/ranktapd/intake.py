@@ -30,6 +30,7 @@ from ranktap_wire.messages import (
     Error,
     FrameError,
     Hello,
+    Probe,
     Welcome,
 )
 from ranktap_wire.records import Buffer
@@ -41,6 +42,7 @@ from ranktapd.crowd import GATHER_S, Crowd
 from ranktapd.entries import BatchAccepted, BatchRefused, JobMoved, SessionGone
 from ranktapd.log_budget import LogBudget
 from ranktapd.pace import Rates
+from ranktapd.probes import Refusal, answer_to, refusal
 from ranktapd.runs import Run, RunPlace
 from ranktapd.sessions import Session
 from ranktapd.status import Metrics, Tally
@@ -56,7 +58,7 @@ FULL_RETRY_S = 1.0
 """How soon it is tried again after the disk had no room. Every client then sends again what
 it has in flight."""
 
-_TYPES = {Hello: "hello", BatchMessage: "batch", Beat: "beat", Bye: "bye"}
+_TYPES = {Hello: "hello", BatchMessage: "batch", Beat: "beat", Bye: "bye", Probe: "probe"}
 
 
 @dataclass(slots=True)
@@ -219,9 +221,9 @@ class Intake:
         for run in self._runs.values():
             for session in list(run.silent(since)):
                 logger.warning(
-                    "run %r: rank %d (process %d on %s) has not been heard of for %d s",
-                    run.place.name, session.opened.rank, session.opened.pid,
-                    session.opened.host, limits.SESSION_TIMEOUT_S,
+                    "run %(run)r: rank %(rank)d (process %(pid)d on %(host)s) has not been heard "
+                    "of for %(silent_s)d s",
+                    session.fields(run.place.name) | {"silent_s": limits.SESSION_TIMEOUT_S},
                 )  # fmt: skip
                 self._forget(run, session)
                 run.add(SessionGone(session.opened.session, final=False))
@@ -236,7 +238,9 @@ class Intake:
         self.full = True
         if not self._told_full:
             self._told_full = True
-            logger.error("nothing is acknowledged until there is room on the disk: %s", why)
+            logger.error(
+                "nothing is acknowledged until there is room on the disk: %(why)s", {"why": why}
+            )
 
     # -- one message ------------------------------------------------------------------
 
@@ -257,6 +261,9 @@ class Intake:
         self._round.tally.message(_TYPES[type(message)])
         if isinstance(message, Hello):
             self._hello(peer, message)
+            return
+        if isinstance(message, Probe):
+            self._answer(peer, answer_to(message, self._refusal_now(message), time.time()))
             return
         known = self._known(message.session, peer)
         if known is None:
@@ -304,6 +311,16 @@ class Intake:
         other = None if run.place.name == hello.run else run.place.name
         welcome = Welcome(session.window.last, other, daemon=__version__, interval=self._interval_s)
         self._round.answers.append((run, peer, welcome))
+
+    def _refusal_now(self, probe: Probe) -> Refusal | None:
+        """Why a hello for a probe's run would be refused. Nothing is counted, logged or opened."""
+        if probe.run is None:
+            return None
+        busy = "the daemon's disk is full" if self.full else self.full_runs.get(probe.run)
+        return refusal(
+            probe.run, _property(self._sender, "User-Id"), self._access, self._config,
+            sessions=len(self._sessions), runs=self._runs, busy=busy,
+        )  # fmt: skip
 
     def _check_limits(self, hello: Hello, user: str) -> None:
         """Raise FrameError when a session may not open. `user` is the key of its connection."""
@@ -371,8 +388,9 @@ class Intake:
         if second is not None:
             self._metrics.conflicts.labels("suffix").inc()
             logger.warning(
-                "two jobs use run %r at the same time: the one that came second, on %s, is in run "
-                "%r", hello.run, hello.host, second,
+                "two jobs use run %(run)r at the same time: the one that came second, on %(host)s, "
+                "is in run %(second)r",
+                {"run": hello.run, "host": hello.host, "second": second},
             )  # fmt: skip
             run.add(JobMoved(job, second))
         return second
@@ -389,9 +407,9 @@ class Intake:
                 self._access.is_gone(session.user) or self._access.refusal(session.user, name)
             ):
                 logger.warning(
-                    "run %r: rank %d (process %d on %s) is shut out: its key is gone, or is for "
-                    "other runs now",
-                    name, session.opened.rank, session.opened.pid, session.opened.host,
+                    "run %(run)r: rank %(rank)d (process %(pid)d on %(host)s) is shut out: its key "
+                    "is gone, or is for other runs now",
+                    session.fields(name),
                 )  # fmt: skip
                 self._forget(run, session)
 
@@ -434,6 +452,7 @@ class Intake:
             run.records += scalars + len(batch.blobs)
             run.nbytes += nbytes
             session.dropped = batch.dropped_scalars + batch.dropped_blobs
+            session.took(batch, scalars + len(batch.blobs), nbytes)
         self._round.acks.setdefault(message.session, (run, session, None))
 
     def _may_send(self, session: Session, nbytes: int) -> bool:
@@ -487,8 +506,12 @@ class Intake:
     def _count_refused(self, code: Code, peer: bytes, text: str) -> None:
         self._metrics.refused.labels(str(code)).inc()
         self._log.warning(
-            time.monotonic(), "refused a message from %s (peer %s): %s: %s",
-            _property(self._sender, "Peer-Address") or "?", peer.hex(), code, text[:200],
+            time.monotonic(),
+            "refused a message from %(address)s (peer %(peer)s): %(code)s: %(text)s",
+            {
+                "address": _property(self._sender, "Peer-Address") or "?", "peer": peer.hex(),
+                "code": str(code), "text": text[:200],
+            },
         )  # fmt: skip
 
     def _answer(self, peer: bytes, answer: DaemonMessage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 logger = logging.getLogger("ranktapd")
 
@@ -20,8 +21,8 @@ class LogBudget:
         self._since = 0.0
         self._left_out = 0
 
-    def warning(self, now: float, text: str, *values: object) -> None:
-        """Log the line, or count it."""
+    def warning(self, now: float, text: str, values: Mapping[str, object]) -> None:
+        """Log the line, whose values are named, or count it."""
         self._lines = min(BURST_LINES, self._lines + (now - self._since) / LINE_EVERY_S)
         self._since = now
         if self._lines < 1:
@@ -29,7 +30,7 @@ class LogBudget:
             return
         self._lines -= 1
         if self._left_out:
-            text += " (and %d more like it before)"
-            values = (*values, self._left_out)
+            text += " (and %(left_out)d more like it before)"
+            values = {**values, "left_out": self._left_out}
             self._left_out = 0
-        logger.warning(text, *values)
+        logger.warning(text, *([values] if values else []))  # an empty dict would be a value

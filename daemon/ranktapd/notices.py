@@ -15,10 +15,10 @@ class Notices:
 
     def tell(self, text: str) -> None:
         """Log a warning."""
-        logger.warning("%s", text)
+        logger.warning("%(text)s", {"text": text})
 
     def tell_once(self, key: str, text: str) -> None:
         """Log a warning, unless one of that key was logged already."""
         if key not in self._told:
             self._told.add(key)
-            logger.warning("%s", text)
+            logger.warning("%(text)s", {"text": text})

@@ -35,7 +35,10 @@ class Drawing:
         except ValueError as error:
             # The rules of the wire let nothing through that cannot be drawn; where they are
             # wrong, one picture is missing, not the batch that it came in.
-            logger.warning("%r cannot be drawn at step %d: %s", self.name, self.step, error)
+            logger.warning(
+                "%(tag)r cannot be drawn at step %(step)d: %(error)s",
+                {"tag": self.name, "step": self.step, "error": error},
+            )
             return b""
         return b"".join(map(event_file.frame, payloads))
 

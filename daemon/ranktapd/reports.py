@@ -86,6 +86,11 @@ class Reports:
         host = self._stragglers.host_of(rank)
         self._non_finite.look(rank, host, batch, scalars=self._world_size > 1)
 
+    @property
+    def slow_since(self) -> dict[int, int]:
+        """The ranks that are slow now, and since which step."""
+        return self._stragglers.slow_since
+
     # -- out --------------------------------------------------------------------------
 
     def write(

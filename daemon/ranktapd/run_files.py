@@ -155,8 +155,12 @@ class RunFiles:
         owner = claim(self._place.state_dir, self._place.name, sub_run)
         if owner is not None:
             logger.error(
-                "run %r: its sub-run %r is left out: %s is the directory of run %r",
-                self._place.name, sub_run, self._place.events / sub_run, owner,
+                "run %(run)r: its sub-run %(sub_run)r is left out: %(path)s is the directory of "
+                "run %(owner)r",
+                {
+                    "run": self._place.name, "sub_run": sub_run, "owner": owner,
+                    "path": self._place.events / sub_run,
+                },
             )  # fmt: skip
             return False
         try:
@@ -164,7 +168,10 @@ class RunFiles:
         except OSError as error:
             if error.errno not in _IN_THE_WAY:
                 raise
-            logger.error("run %r: its sub-run %r is left out: %s", self._place.name, sub_run, error)
+            logger.error(
+                "run %(run)r: its sub-run %(sub_run)r is left out: %(error)s",
+                {"run": self._place.name, "sub_run": sub_run, "error": error},
+            )
             return False
         return True
 
@@ -194,7 +201,7 @@ class RunFiles:
         except OSError as error:
             if error.errno not in _IN_THE_WAY:
                 raise
-            logger.error("run %r: %s", self._place.name, error)
+            logger.error("run %(run)r: %(error)s", {"run": self._place.name, "error": error})
 
     def _until_there_is_room(self, action: Callable[[], T]) -> T:
         while True:
@@ -205,7 +212,10 @@ class RunFiles:
                     raise
                 if not self._waiting_for_room:
                     self._waiting_for_room = True
-                    logger.error("run %r: %s; waiting for room", self._place.name, error)
+                    logger.error(
+                        "run %(run)r: %(error)s; waiting for room",
+                        {"run": self._place.name, "error": error},
+                    )
                 self._wait(RETRY_S)
             else:
                 self._waiting_for_room = False

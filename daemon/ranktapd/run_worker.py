@@ -20,12 +20,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from ranktap_wire.journal import Damage, Entry, Position, segments
-from ranktapd import checkpoint
+from ranktapd import checkpoint, logs
 from ranktapd.dirlock import FileLock
 from ranktapd.output import Output
 from ranktapd.runs import RunPlace, quarantined
@@ -41,6 +41,8 @@ DRAWING_THREADS = 4
 """A picture of 512x512x3 takes 3 ms. Arbitrary: measured on two cores only."""
 LOCK_WAIT_S = 30.0
 """The worker of a main process that was killed ends within a round of its own."""
+OVERVIEW_S = 1.0
+"""How often it says how the run looks, at most: a person's second."""
 ROUND_S = 0.02
 """How finely it is known when windows began; a hundredth of the shortest sensible wait."""
 
@@ -75,8 +77,11 @@ class Controls:
                 self.committed = message.get("committed", self.committed)
                 self.finish = self.finish or "finish" in message
 
-    def say(self, **words: int) -> None:
-        os.write(1, json.dumps(words).encode() + b"\n")
+    def say(self, **words: Any) -> None:
+        line = json.dumps(words).encode() + b"\n"
+        while line:
+            # In one piece up to what a pipe takes at a time, unless it is stopped in between.
+            line = line[os.write(1, line) :]
 
 
 class AtOnce(Executor):
@@ -121,6 +126,9 @@ class RunWorker:
         # (when, up to which entry): how long the records that wait have waited.
         self._rounds: deque[tuple[float, int]] = deque()
         self._asked = -1
+        self._next_overview = 0.0
+        self._has_news = False
+        """Something was written since it was last said how the run looks."""
         if min(segments(place.journal)) < self._snapshot_segment:
             # The worker before this one ended when it was about to leave them.
             self._leave_segment(self._reader.position)
@@ -130,14 +138,21 @@ class RunWorker:
         while True:
             self.fold_upto(self._controls.committed)
             if self._controls.ended:
-                logger.info("run %r: the main process is gone", self._place.name)
+                logger.info("run %(run)r: the main process is gone", {"run": self._place.name})
                 return
             if self._reader.position.sequence < self._controls.committed:
                 continue  # more was told of while it folded
             if self._controls.finish:
                 self._files.sync()
+                self._say_overview()
                 return
-            self._controls.wait(self._ask_to_expire())
+            patience_s = self._ask_to_expire()
+            if self._has_news:
+                due_s = max(0.0, self._next_overview - time.monotonic())
+                patience_s = due_s if patience_s is None else min(patience_s, due_s)
+            self._controls.wait(patience_s)
+            if self._has_news and time.monotonic() >= self._next_overview:
+                self._say_overview()
 
     def close(self) -> None:
         """Let go of its files and threads."""
@@ -150,7 +165,7 @@ class RunWorker:
         unwritten_bytes = 0
         for entry in self._reader.entries(sequence):
             if isinstance(entry, Damage):
-                logger.error("run %r: %s", self._place.name, entry)
+                logger.error("run %(run)r: %(damage)s", {"run": self._place.name, "damage": entry})
                 continue
             self._apply(entry)
             if not entry.ends_group:
@@ -190,6 +205,14 @@ class RunWorker:
             self._rounds.append((now, self._folded))
         else:
             self._rounds[-1] = (now, self._folded)
+        self._has_news = True
+        if now >= self._next_overview:
+            self._say_overview()
+
+    def _say_overview(self) -> None:
+        self._next_overview = time.monotonic() + OVERVIEW_S
+        self._has_news = False
+        self._controls.say(overview=self._fold.overview())
 
     def _wait_for_room(self, timeout_s: float) -> None:
         self._controls.say(waiting=self._folded)
@@ -205,7 +228,10 @@ class RunWorker:
             checkpoint.save_snapshot(self._place, self._fold, position)
         except OSError as error:
             # A full disk. The segments stay, and the next one that is left takes them along.
-            logger.error("run %r: no snapshot can be kept: %s", self._place.name, error)
+            logger.error(
+                "run %(run)r: no snapshot can be kept: %(error)s",
+                {"run": self._place.name, "error": error},
+            )
 
     def _ask_to_expire(self) -> float | None:
         """Ask that windows that have waited too long be given up on; how long until the next."""
@@ -233,11 +259,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--logdir", type=Path, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--straggler-timeout", type=float, required=True)
+    parser.add_argument("--log-format", choices=logs.FORMATS, default="text")
     parser.add_argument("--careful", action="store_true")
     options = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    logs.to_stderr(options.log_format, options.run)
     # The main process tells it when to end; a signal to the whole group is not for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

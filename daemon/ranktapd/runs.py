@@ -114,9 +114,8 @@ class Run:
         )
         if writer.cut is not None:
             logger.info(
-                "run %r: cut %d bytes that were never acknowledged off its journal",
-                place.name,
-                writer.cut.nbytes,
+                "run %(run)r: cut %(nbytes)d bytes that were never acknowledged off its journal",
+                {"run": place.name, "nbytes": writer.cut.nbytes},
             )
         run = cls(place, writer, sessions)
         try:
@@ -142,7 +141,7 @@ class Run:
                 break
         for entry in self._entries(start, last):
             if isinstance(entry, Damage):
-                logger.error("run %r: %s", self.place.name, entry)
+                logger.error("run %(run)r: %(damage)s", {"run": self.place.name, "damage": entry})
                 continue
             try:
                 self.sessions.fold(read_entry(entry.frames))
@@ -217,10 +216,9 @@ class Run:
         lost = session.window.reopened(hello.first)
         if lost:
             logger.error(
-                "run %r: rank %d: %d batches that were acknowledged are not in the journal",
-                self.place.name,
-                hello.rank,
-                lost,
+                "run %(run)r: rank %(rank)d: %(lost)d batches that were acknowledged are not in "
+                "the journal",
+                session.fields(self.place.name) | {"lost": lost},
             )
             self.add(SessionOpened.of(hello, session.window.last))
             session = self.sessions.sessions[hello.session]
@@ -245,8 +243,11 @@ class Run:
     def _replace(self, rival: Session, hello: Hello) -> None:
         if not rival.away:
             logger.info(
-                "run %r: rank %d is now process %d on %s",
-                self.place.name, hello.rank, hello.pid, hello.host,
+                "run %(run)r: rank %(rank)d is now process %(pid)d on %(host)s",
+                {
+                    "run": self.place.name, "rank": hello.rank, "pid": hello.pid,
+                    "host": hello.host, "session": hello.session.hex(),
+                },
             )  # fmt: skip
         self.add(SessionGone(rival.opened.session, final=True, replaced=True))
 
@@ -284,7 +285,7 @@ class Run:
             (self.place.state / RESTING).write_text(_length(self.place.journal))
         except OSError as error:
             # The next daemon opens it, finds nothing to do, and lets it rest again.
-            logger.warning("run %r: %s", self.place.name, error)
+            logger.warning("run %(run)r: %(error)s", {"run": self.place.name, "error": error})
 
     def close(self) -> None:
         self.journal.close()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ranktap_wire.documents import Category, Chart
 from ranktap_wire.records import Across, Columns, Style, split_name
+from ranktapd.last_values import LastValues
 from ranktapd.lateness import Lateness
 from ranktapd.notices import Notices
 from ranktapd.output import Group
@@ -62,6 +63,8 @@ class Scalars:
         self.has_new_charts = False
         """Since the layout was last asked for."""
         self._lateness: Lateness | None = None
+        self.last = LastValues()
+        """Of what was logged, one rank's or merged."""
 
     def show_closed_to(self, lateness: Lateness) -> None:
         """Have the windows that close measured by it."""
@@ -140,6 +143,8 @@ class Scalars:
         if self._direct:
             columns = [np.concatenate(column) for column in zip(*self._direct, strict=True)]
             self._direct.clear()
+            ids, steps, _, values = columns
+            self.last.take(ids, steps, values)
             self.encode(*columns)
         self._write_closed(self.windows.close_group())
 
@@ -184,6 +189,7 @@ class Scalars:
     def _write_closed(self, closed: Closed) -> None:
         if not len(closed):
             return
+        self.last.take(closed.tags, closed.steps, closed.values)
         self.encode(closed.tags, closed.steps, closed.walls, closed.values)
         several = closed.reporters > 1
         if not several.any():

@@ -94,7 +94,9 @@ class ServiceManager:
                 # Full for a moment: what matters is said again.
                 if not self._is_told:
                     self._is_told = True
-                    logger.warning("the service manager does not listen: %s", error)
+                    logger.warning(
+                        "the service manager does not listen: %(error)s", {"error": error}
+                    )
 
 
 def inherited_sockets() -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ranktap_wire.delivery import ReceiveWindow
+from ranktap_wire.records import Batch
 from ranktapd.entries import (
     BatchAccepted,
     BatchRefused,
@@ -15,6 +16,7 @@ from ranktapd.entries import (
     Words,
 )
 from ranktapd.pace import Pace
+from ranktapd.progress import Progress
 
 
 @dataclass(slots=True)
@@ -30,6 +32,7 @@ class Session:
     last_heard: float = 0.0
     """The daemon's monotonic clock, seconds."""
     pace: Pace = field(default_factory=Pace)
+    progress: Progress = field(default_factory=Progress)
     dropped: int = 0
     """Records that its rank has not sent for want of memory, as its last batch said."""
     missed: bool = False
@@ -37,6 +40,24 @@ class Session:
     away: bool = False
     """Not heard of for too long. It may come back, and what of it is in the journal must
     still be known then: the acknowledgement may never have reached it."""
+
+    def fields(self, run: str) -> dict[str, object]:
+        """Who it is, for the log; `run` is the one that it is in."""
+        opened = self.opened
+        return {
+            "run": run, "rank": opened.rank, "pid": opened.pid, "host": opened.host,
+            "session": opened.session.hex(),
+        }  # fmt: skip
+
+    def took(self, batch: Batch, records: int, nbytes: int) -> None:
+        """Count a batch that is about to be journaled."""
+        if batch.columns is not None:
+            step, wall = int(batch.columns.step[-1]), float(batch.columns.wall_time[-1])
+        elif batch.blobs:
+            step, wall = batch.blobs[-1].step, batch.blobs[-1].wall_time
+        else:
+            return
+        self.progress.took(records, nbytes, step, wall, self.last_heard)
 
     @property
     def job(self) -> str:

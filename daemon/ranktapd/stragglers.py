@@ -111,6 +111,11 @@ class Stragglers:
         self._clocks[host], self._clock_of[host] = clock, rank
         self._use_clocks()
 
+    @property
+    def slow_since(self) -> dict[int, int]:
+        """The ranks that are slow now, and since which step."""
+        return dict(self._slow)
+
     def resize(self, world_size: int) -> None:
         """Let more ranks take part."""
         more = world_size - self._world_size

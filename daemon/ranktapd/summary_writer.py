@@ -171,7 +171,10 @@ class SummaryWriter:
     def _tell_full(self, error: OSError) -> None:
         if not self._waiting_for_room:
             self._waiting_for_room = True
-            logger.error("%s: %s; waiting for room", self.path, error.strerror)
+            logger.error(
+                "%(path)s: %(error)s; waiting for room",
+                {"path": self.path, "error": error.strerror},
+            )
 
     def _turn_over(self) -> None:
         """Start a new file behind what the old one holds whole.
@@ -185,8 +188,9 @@ class SummaryWriter:
             held = max(held - 1, 0) + self._start.records  # less the version record
         name = self._name_later([path.name for path in self._directory.iterdir()])
         logger.warning(
-            "%s does not continue with the same bytes; going on in %s behind its %d whole records",
-            self.path, name, self._found.records,
+            "%(path)s does not continue with the same bytes; going on in %(next)s behind its "
+            "%(records)d whole records",
+            {"path": self.path, "next": name, "records": self._found.records},
         )  # fmt: skip
         self._start = FileStart(name, self.checkpoint, held)
         self._remember(self._start)

@@ -10,6 +10,7 @@ and says, on its standard output, how far it has come. Both speak JSON, one obje
                       {"at": sequence}            about to fold this entry (in careful mode);
                                                   0: behind a group, about to write it
                       {"waiting": sequence}       for room on the disk; it lives
+                      {"overview": {...}}         how the run looks, see `Fold.overview`
 
 A worker that died is started in careful mode, in which it names each entry first. An
 entry at which three careful workers died is set aside. Other runs never notice.
@@ -78,6 +79,8 @@ class Worker:
     finishing: bool = False
     killed_at: float | None = None
     """When it was killed because it said nothing."""
+    overview: dict[str, Any] = field(default_factory=dict)
+    """How the run looks, as it said last; empty before."""
     _unread: bytes = b""
 
     @property
@@ -172,8 +175,10 @@ class Supervisor:
                 self._ended(worker, now)
                 continue
             if worker.killed_at is None and worker.is_silent(now):
-                logger.error("run %r: its worker has said nothing for %d s: killing it",
-                             worker.run.place.name, SILENT_S)  # fmt: skip
+                logger.error(
+                    "run %(run)r: its worker has said nothing for %(silent_s)d s: killing it",
+                    {"run": worker.run.place.name, "silent_s": SILENT_S},
+                )
                 worker.killed_at = now
                 worker.process.kill()
             if worker.told < worker.run.journal.last and worker.tell(
@@ -225,7 +230,9 @@ class Supervisor:
             try:
                 worker.process.wait(KILL_S)
             except subprocess.TimeoutExpired:
-                logger.error("run %r: its worker cannot be killed", worker.run.place.name)
+                logger.error(
+                    "run %(run)r: its worker cannot be killed", {"run": worker.run.place.name}
+                )
 
     def _has_place(self, worker: Worker, now: float) -> bool:
         """Whether it may run now: where there are few places, the run that was written least
@@ -256,7 +263,10 @@ class Supervisor:
             )
         except OSError as error:
             # No process or no memory to be had: what is journaled can wait.
-            logger.error("run %r: no worker can be started: %s", worker.run.place.name, error)
+            logger.error(
+                "run %(run)r: no worker can be started: %(error)s",
+                {"run": worker.run.place.name, "error": error},
+            )
             worker.start_at = now + worker.restart_s
             worker.restart_s = min(2 * worker.restart_s, RESTART_MAX_S)
             return
@@ -287,6 +297,8 @@ class Supervisor:
                 self._metrics.lag.labels(worker.run.place.name).set(
                     worker.run.journal.last - worker.folded
                 )
+            elif "overview" in said:
+                worker.overview = said["overview"]
             elif "expire" in said:
                 self._expire(worker.run, said["expire"])
             elif "at" in said:
@@ -306,10 +318,10 @@ class Supervisor:
         worker.start_at = now + worker.restart_s
         worker.restart_s = min(2 * worker.restart_s, RESTART_MAX_S)
         logger.error(
-            "run %r: its worker ended with status %d%s; starting another",
-            name,
-            process.returncode,
-            "" if worker.at is None else f" at entry {worker.at}",
+            "run %(run)r: its worker ended with status %(status)d"
+            + ("" if worker.at is None else " at entry %(entry)d")
+            + "; starting another",
+            {"run": name, "status": process.returncode, "entry": worker.at},
         )
         # After one quiet death the next worker is careful, so that a second one tells where.
         worker.careful = True
@@ -324,15 +336,19 @@ class Supervisor:
         except (JournalError, OSError) as error:
             # At its next death it is tried again.
             logger.error(
-                "run %r: entry %d cannot be set aside: %s", worker.run.place.name, sequence, error
+                "run %(run)r: entry %(entry)d cannot be set aside: %(error)s",
+                {"run": worker.run.place.name, "entry": sequence, "error": error},
             )
             return
         logger.error(
-            "run %r: entry %d ended its worker %d times and was set aside in %s",
-            worker.run.place.name,
-            sequence,
-            worker.deaths.pop(sequence),
-            worker.run.place.quarantine,
+            "run %(run)r: entry %(entry)d ended its worker %(deaths)d times and was set aside in "
+            "%(path)s",
+            {
+                "run": worker.run.place.name,
+                "entry": sequence,
+                "deaths": worker.deaths.pop(sequence),
+                "path": worker.run.place.quarantine,
+            },
         )
 
 

@@ -67,6 +67,19 @@ def test_every_command_of_ranktapd_is_in_the_docs_and_the_other_way_round() -> N
         assert f"ranktapd {command}" in cli._DESCRIPTION
 
 
+def test_every_command_of_ranktap_is_in_the_docs_and_teaches_by_examples() -> None:
+    source = (ROOT / "client" / "ranktap" / "cli.py").read_text()
+    commands = set(re.findall(r'add_parser\(\s*"(\w+)"', source))
+    assert {"status", "top", "tail", "doctor"} <= commands
+    said = {name.split()[1] for name in first_cells("Commands") if name.startswith("ranktap ")}
+    assert said == commands - {"demo"}  # which is the README's
+    for command in said:
+        program = f"from ranktap import cli; cli.main(['{command}', '-h'])"
+        shown = run_python(program).stdout
+        assert f"usage: ranktap {command}" in shown
+        assert len(re.findall(rf"^  (?:ssh loghost )?ranktap {command}\b", shown, re.M)) > 1
+
+
 def test_every_variable_of_the_environment_is_in_the_docs_and_the_other_way_round() -> None:
     read = {
         name

@@ -34,6 +34,8 @@ from ranktap_wire.messages import (
     DaemonMessage,
     Error,
     Hello,
+    Probe,
+    ProbeAnswer,
     Welcome,
 )
 from ranktap_wire.records import Across, Batch, Blob, Buffer, Columns, Kind, Style, scalar_code
@@ -177,6 +179,10 @@ FROM_CLIENT: dict[str, tuple[object, Callable[[], list[Buffer]]]] = {
     ),
     "beat": (Beat(SESSION, 12.5), lambda: frames.pack_beat(SESSION, 12.5)),
     "bye": (Bye(SESSION), lambda: frames.pack_bye(SESSION)),
+    "probe": (
+        probe := Probe(12.5, "digits/lr=0.1"),
+        lambda: frames.pack_probe(probe),
+    ),
 }
 
 FROM_DAEMON: dict[str, DaemonMessage] = {
@@ -186,6 +192,8 @@ FROM_DAEMON: dict[str, DaemonMessage] = {
     "ack of a beat": Ack(5, 12.5, WALL, 0.25),
     "bye answer": ByeAnswer(),
     "error": Error(Code.GAP, "batch 6 is missing", 5),
+    "probe answer": ProbeAnswer(12.5, WALL, "0.1.0"),
+    "probe answer that refuses": ProbeAnswer(12.5, WALL, "0.1.0", 1, "busy", "the disk is full"),
     "error without a number": Error(Code.BUSY, "the daemon's disk is full"),
 }
 

@@ -94,6 +94,8 @@ print(ranktap.__file__)
     said = run(environment / "python", "-I", "-W", "error", "-c", program, daemon.endpoint)
     assert Path(said.stdout.strip()).is_relative_to(environment.parent), "not from the wheel"
     assert said.stderr == ""
+    said = run(environment / "ranktap", "doctor", f"--endpoint={daemon.endpoint}")
+    assert "no torch" in said.stdout and "All is well" in said.stdout
     assert daemon.stop() == 0
     shown = accumulate(daemon.logdir / "run")
     for tag, slope in (("loss", 0.25), ("many/a", 1.0), ("many/b", 1.0)):

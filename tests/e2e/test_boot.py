@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -86,6 +87,12 @@ def test_the_service_is_ready_and_says_how_it_is(machine: Machine) -> None:
     assert machine.show("ranktapd.service", "Type") == "notify"
     journal = machine.run("journalctl", "--no-pager", "--unit=ranktapd")
     assert f"listening on ipc://{SOCKET}, tcp://127.0.0.1:5757" in journal
+    # The time is the journal's, and it knows the levels.
+    assert re.search(r"\]: INFO ranktapd \S+: listening on ", journal)
+    only_warnings = machine.run(
+        "journalctl", "--no-pager", "--unit=ranktapd", "--priority=warning", "--output=cat"
+    )
+    assert "INFO" not in only_warnings
     status = machine.run("cat", f"/proc/{main_pid(machine)}/status")
     assert "CapEff:\t0000000000000000" in status
     assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status

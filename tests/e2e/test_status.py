@@ -90,7 +90,13 @@ def test_the_status_tells_runs_ranks_lag_and_rates(asked: Asked, taps: list[rank
     for number, rank in enumerate(run["ranks"]):
         assert (rank["rank"], rank["pid"], rank["state"]) == (number, os.getpid(), "here")
         assert rank["batches"] == 1
+        assert (rank["step"], rank["late"], rank["slow_since"]) == (0, 0, None)
+        assert rank["step_time_s"] is None and rank["step_s"] < 60
     assert len(run["ranks"]) == 2
+    assert (run["step"], run["lag_s"]) == (0, 0.0)
+    # What a worker says of it comes a moment later than how far it is.
+    wait_for(lambda: asked.run()["late"] == 0, "the worker to say how the run looks")
+    assert asked.run()["last"] == []  # rank 2 has not reported
 
     (worker,) = asked.daemon.workers()
     worker.suspend()
@@ -102,10 +108,46 @@ def test_the_status_tells_runs_ranks_lag_and_rates(asked: Asked, taps: list[rank
     # Their columns are 28 bytes a scalar.
     assert behind["lag_entries"] == behind["entries"] - run["entries"] >= 2
     assert 2 * 1_000 * 28 < behind["lag_bytes"] < 1 << 20
+    assert (behind["step"], [rank["step"] for rank in behind["ranks"]]) == (1, [1, 1])
+    assert sum(rank["records_per_s"] for rank in behind["ranks"]) == pytest.approx(
+        behind["records_per_s"], abs=0.2
+    )
+    wait_for(lambda: asked.run()["lag_s"] > 0.5, "time to pass")
     assert behind["records_per_s"] > 0 and behind["bytes_per_s"] > behind["records_per_s"]
     worker.resume()
     wait_for(lambda: asked.run()["lag_bytes"] == 0, "the worker to catch up")
     assert asked.run()["written"] == behind["entries"]
+
+
+def test_last_values_are_told_of_as_json_whatever_they_are(asked: Asked) -> None:
+    with ranktap.init("alone", endpoint=asked.daemon.endpoint, rank=0, world_size=1) as tap:
+        tap.scalar("train/accuracy", 0.5, 3)
+        tap.scalar("train/loss", float("nan"), 3)
+        tap.scalar("train/lr", float("-inf"), 3)
+        wait_for(lambda: asked.run()["last"], "the worker to say how the run looks")
+        code, text = asked.get("/status")
+        assert code == 200 and "NaN" not in text and "Infinity" not in text
+        assert json.loads(text)["runs"][0]["last"] == [
+            {"tag": "train/loss", "step": 3, "value": "nan"},
+            {"tag": "train/accuracy", "step": 3, "value": 0.5},
+            {"tag": "train/lr", "step": 3, "value": "-inf"},
+        ]
+
+
+def test_ranks_are_told_of_for_all_runs_or_one_or_none(
+    asked: Asked, taps: list[ranktap.Tap]
+) -> None:
+    with ranktap.init("alone", endpoint=asked.daemon.endpoint, rank=0, world_size=1):
+        wait_for(lambda: status.fetch(asked.address)["sessions"] == 3, "the third tap")
+
+        def ranks(query: str) -> dict[str, int]:
+            said = json.loads(asked.get(f"/status{query}")[1])
+            return {run["run"]: len(run["ranks"]) for run in said["runs"]}
+
+        assert ranks("") == {"alone": 1, RUN: 2}
+        assert ranks("?ranks=alone") == {"alone": 1, RUN: 0}
+        assert ranks("?ranks=") == ranks("?ranks=other") == {"alone": 0, RUN: 0}
+        assert ranks("?ranks=team%2F%5Bbold%5Da") == {"alone": 0, RUN: 2}
 
 
 def test_health_is_lost_while_the_main_loop_stands_still_and_comes_back(
@@ -182,21 +224,3 @@ def test_where_nothing_answers_it_is_said_how_to_ask(capsys: pytest.CaptureFixtu
     assert cli.main(["status", "--metrics", f"127.0.0.1:{port}"]) == 1
     said = capsys.readouterr().err
     assert f"127.0.0.1:{port}: " in said and "ranktapd --metrics HOST:PORT" in said
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "shown"),
-    [(0, "0 B"), (999, "999 B"), (1_000, "1.0 kB"), (999_949, "999.9 kB"), (999_999, "1.0 MB"),
-     (12_345_678, "12.3 MB"), (5e9, "5.0 GB"), (7.2e15, "7200.0 TB")],
-)  # fmt: skip
-def test_sizes_are_short(nbytes: float, shown: str) -> None:
-    assert status._size(nbytes) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(3.2, "3 s"), (99, "99 s"), (100, "2 min"), (5_999, "100 min"), (6_000, "2 h"),
-     (1e6, "12 days")],
-)  # fmt: skip
-def test_times_are_short(seconds: float, shown: str) -> None:
-    assert status._duration(seconds) == shown

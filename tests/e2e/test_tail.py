@@ -21,6 +21,7 @@ import ranktap
 from ranktapd import cli, event_file
 from ranktapd.tail import EventTail, RunTail
 from tests.support.daemons import DaemonProcess
+from tests.support.strangers import free_port
 from tests.support.waiting import wait_for
 
 FILE = "events.out.tfevents.1700000000.host.1.0"
@@ -241,3 +242,38 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "run: expected one with an event file below" in capsys.readouterr().err
     assert tail_here("../elsewhere", "--logdir", tmp_path) == 1
     assert "ranktapd tail: run: expected" in capsys.readouterr().err
+
+
+# -- `ranktap tail` ---------------------------------------------------------------------
+
+
+def client_tail(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ranktap.cli", "tail", *arguments],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def test_the_clients_command_asks_the_daemon_where_it_writes(
+    start_daemon: Callable[..., DaemonProcess], tmp_path: Path
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    daemon = start_daemon(f"--metrics={address}", f"--state-dir={tmp_path / 'state'}")
+    with ranktap.init("-team/a b", endpoint=daemon.endpoint, rank=0, world_size=1) as tap:
+        for step in range(3):
+            tap.scalars({"loss": step / 2, "accuracy": 1.0}, step)
+    assert daemon.stop() == 0
+    daemon.start()
+    for where in ("--metrics", "--logdir"):
+        given = address if where == "--metrics" else str(daemon.logdir)
+        done = client_tail(where, given, "--no-follow", "--tag=l*", "-n", "2", "--", "-team/a b")
+        assert (done.returncode, done.stderr) == (0, "")
+        said = [line.split()[2:] for line in done.stdout.splitlines()]
+        assert said == [["1", "loss", "0.5"], ["2", "loss", "1"]]
+    daemon.logdir.rename(tmp_path / "moved")  # as from a machine that does not have it
+    done = client_tail("--metrics", address, "a")
+    assert done.returncode == 1
+    assert f"writes to {daemon.logdir}, which is not on this machine" in done.stderr
+    assert f"there: ranktapd tail a --logdir {daemon.logdir}\n" in done.stderr
+    done = client_tail("--metrics", f"127.0.0.1:{free_port()}", "a")
+    assert done.returncode == 1 and "Connection refused" in done.stderr

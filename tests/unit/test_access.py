@@ -197,13 +197,13 @@ def test_lines_about_strangers_are_few_and_say_how_many_were_left_out(
 ) -> None:
     budget = LogBudget()
     for _ in range(100):
-        budget.warning(1.0, "line %d", 7)
+        budget.warning(1.0, "line %(number)d", {"number": 7})
     assert caplog.messages == ["line 7"] * BURST_LINES
-    budget.warning(1.1 + LINE_EVERY_S, "line %d", 8)
-    budget.warning(1.2 + LINE_EVERY_S, "line %d", 9)
+    budget.warning(1.1 + LINE_EVERY_S, "line %(number)d", {"number": 8})
+    budget.warning(1.2 + LINE_EVERY_S, "line %(number)d", {"number": 9})
     assert caplog.messages[-1] == f"line 8 (and {100 - BURST_LINES} more like it before)"
     caplog.clear()
     for _ in range(100):
-        budget.warning(1e6, "later")
+        budget.warning(1e6, "later", {})
     assert len(caplog.messages) == BURST_LINES
     assert caplog.messages[0] == "later (and 1 more like it before)"

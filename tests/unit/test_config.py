@@ -68,7 +68,8 @@ def test_all_settings_can_be_set(tmp_path: Path) -> None:
         "logdir": tmp_path, "state_dir": tmp_path / "state",
         "listen": ["ipc:///run/x.sock", "tcp://[::1]:1", "tcp://localhost:65535"],
         "socket_group": group, "server_key": tmp_path / "key", "client_keys": tmp_path / "clients",
-        "insecure": True, "metrics": "127.0.0.1:0", "sync": "off", "on_conflict": "suffix",
+        "insecure": True, "metrics": "127.0.0.1:0", "log_format": "json",
+        "sync": "off", "on_conflict": "suffix",
         "straggler_timeout_s": 2.5,
         "segment_bytes": 1 << 16, "min_free_bytes": 0, "max_journal_bytes": 1 << 30,
         "max_run_journal_bytes": 1 << 29, "max_runs": 1, "max_workers": 1, "max_sessions": 1,
@@ -175,5 +176,5 @@ def test_what_has_changed_is_named_and_what_a_running_daemon_takes_is_known() ->
     fixed = {name for name, rule in RULES.items() if not rule.reloads}
     assert fixed == {
         "logdir", "state_dir", "listen", "socket_group", "server_key", "client_keys", "insecure",
-        "metrics", "sync", "segment_bytes",
+        "metrics", "log_format", "sync", "segment_bytes",
     }  # fmt: skip

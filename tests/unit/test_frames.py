@@ -27,6 +27,8 @@ from ranktap_wire.messages import (
     Error,
     FrameError,
     Hello,
+    Probe,
+    ProbeAnswer,
     Welcome,
 )
 from ranktap_wire.records import (
@@ -248,8 +250,8 @@ def test_any_batch_comes_back_exactly(batch: Batch, number: int, session: bytes)
 @pytest.mark.parametrize(
     ("changed", "code", "start"),
     [
-        ({"type": "shout"}, Code.MALFORMED, "type: expected hello, batch, beat or bye, got 'shout"),
-        ({"type": None}, Code.MALFORMED, "type: expected hello, batch, beat or bye, got None"),
+        ({"type": "shout"}, Code.MALFORMED, "type: expected hello, batch, beat, bye or probe"),
+        ({"type": None}, Code.MALFORMED, "type: expected hello, batch, beat, bye or probe"),
         ({"session": b"short"}, Code.MALFORMED, "session: expected 16 bytes"),
         ({"session": "a" * 16}, Code.MALFORMED, "session: expected 16 bytes"),
         ({"protocol": 2}, Code.PROTOCOL, "this ranktapd speaks version 1 of the protocol, the "
@@ -523,7 +525,7 @@ def test_a_tag_table_of_millions_takes_little_more_memory_than_its_bytes() -> No
     assert peak < 8 * limits.MIB
 
 
-@pytest.mark.parametrize("kind", ["hello", "batch", "beat", "bye"])
+@pytest.mark.parametrize("kind", ["hello", "batch", "beat", "bye", "probe"])
 @pytest.mark.parametrize("depth", [1, 400, 1_000, 1_020])
 def test_a_field_of_any_depth_in_any_place_is_refused(kind: str, depth: int) -> None:
     right = {
@@ -531,6 +533,7 @@ def test_a_field_of_any_depth_in_any_place_is_refused(kind: str, depth: int) -> 
         "batch": packed(Batch(columns([1.0, 2.0]), [blob(Kind.IMAGE_GRID)])),
         "beat": as_bytes(frames.pack_beat(SESSION, 1.0)),
         "bye": as_bytes(frames.pack_bye(SESSION)),
+        "probe": as_bytes(frames.pack_probe(Probe(1.0, "run"))),
     }[kind]
     # msgpack packs at most 511 levels, so the lists are put in by hand.
     mark = "a mark in place of the value"
@@ -549,6 +552,15 @@ def test_a_field_of_any_depth_in_any_place_is_refused(kind: str, depth: int) -> 
         refusal([hostile, *right[1:]])
 
 
+def test_a_probe_of_any_version_is_understood_and_one_of_a_bad_run_is_refused() -> None:
+    probe = Probe(12.5, "digits/lr=0.1", protocol=99)
+    assert frames.read_message(as_bytes(frames.pack_probe(probe))) == probe
+    answer = ProbeAnswer(12.5, 1e9, "9.9.9", protocol=99)
+    assert frames.read_answer(as_bytes(frames.pack_answer(answer))) == answer
+    error = refusal(as_bytes(frames.pack_probe(Probe(12.5, "../x"))))
+    assert error.code is Code.REFUSED and error.text.startswith("probe: run: expected")
+
+
 # -- what is mutated --------------------------------------------------------------------
 
 
@@ -559,6 +571,7 @@ def some_message(rng: random.Random) -> list[bytes]:
                 lambda: frames.pack_hello(hello(resume_step=rng.choice((None, 5)))),
                 lambda: frames.pack_beat(SESSION, 1.0),
                 lambda: frames.pack_bye(SESSION),
+                lambda: frames.pack_probe(Probe(1.0, "run")),
                 lambda: frames.pack_batch(SESSION, 7, Batch(columns([1.0, 2.0, 3.0]))),
                 lambda: frames.pack_batch(SESSION, 7, Batch(columns([1.0]), [*map(blob, Kind)])),
                 lambda: frames.pack_batch(SESSION, 7, Batch(None, [blob(rng.choice([*Kind]))])),

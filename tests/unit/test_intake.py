@@ -15,7 +15,17 @@ import zmq
 
 from ranktap_wire import frames, journal, limits
 from ranktap_wire.journal import JournalError, segment_path, segments
-from ranktap_wire.messages import Ack, ByeAnswer, Code, DaemonMessage, Error, FrameError, Welcome
+from ranktap_wire.messages import (
+    Ack,
+    ByeAnswer,
+    Code,
+    DaemonMessage,
+    Error,
+    FrameError,
+    Probe,
+    ProbeAnswer,
+    Welcome,
+)
 from ranktap_wire.records import Batch, Buffer
 from ranktapd import __version__, crowd, log_budget, pace, runs, sessions
 from ranktapd import intake as intake_module
@@ -522,6 +532,46 @@ def test_every_message_is_counted_by_what_it_is(station: Station) -> None:
     for verdict in ("next", "duplicate", "gap"):
         assert station.count("batches", verdict=verdict) == 1
     assert station.count("scalars") == 1
+
+
+def probe(run: str | None = "digits") -> list[Buffer]:
+    return frames.pack_probe(Probe(12.5, run))
+
+
+def test_a_probe_is_answered_at_once_and_leaves_nothing_behind(
+    station: Station,
+) -> None:
+    assert station.hear(probe(), probe(None)) == [ProbeAnswer(12.5, NOW, __version__)] * 2
+    assert station.runs == {} and station.committed == []
+    assert [*station.tmp_path.iterdir()] == []
+    assert station.count("messages", type="probe") == 2
+
+
+def test_a_probe_is_told_what_a_hello_would_be_refused_with_and_is_not_counted_for_it(
+    station: Station,
+) -> None:
+    station.hear(greeting())
+
+    def told(run: str) -> tuple[str | None, str]:
+        (answer,) = station.hear(probe(run), peer=OTHER_PEER)
+        assert isinstance(answer, ProbeAnswer)
+        return answer.code, answer.text
+
+    run = "run"
+    assert told(run) == told("another") == (None, "")
+    station.config.max_runs = 1
+    assert told("another") == (Code.LIMIT, "this ranktapd keeps 1 runs (max_runs)")
+    assert told(run) == (None, "")
+    station.config.max_sessions = 1
+    assert told(run) == (Code.BUSY, "this ranktapd keeps 1 sessions (max_sessions)")
+    station.intake.full_runs = {run: "too much of it waits"}
+    assert told(run) == (Code.BUSY, "too much of it waits")
+    station.intake.no_room("none")
+    assert told("another") == (Code.BUSY, "the daemon's disk is full")
+    for code in Code:
+        assert station.count("refused", code=str(code)) == 0
+    for limit in ("max_runs", "max_sessions"):
+        assert station.count("limited", limit=limit) == 0
 
 
 @pytest.mark.parametrize("error", [zmq.Again(), zmq.ZMQError(errno.EHOSTUNREACH)], ids=repr)
