@@ -602,6 +602,8 @@ def test_a_mutated_message_is_refused_or_understood_and_nothing_else(
             again = frames.pack_hello(message)
         elif isinstance(message, Beat):
             again = frames.pack_beat(message.session, message.sent)
+        elif isinstance(message, Probe):
+            again = frames.pack_probe(message)
         else:
             again = frames.pack_bye(message.session)
         assert plain(frames.read_message(as_bytes(again))) == plain(message)
