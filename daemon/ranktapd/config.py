@@ -52,6 +52,9 @@ class Config:
     """A point that ranks have not reported is written without them after this long."""
     segment_bytes: int = limits.SEGMENT_BYTES
     """A journal is deleted in pieces of this size."""
+    keep_finished_s: float = 86_400.0
+    """The journal of a run that has finished goes this long after all of it was written: until
+    then its event files can be made again of it. An embedded daemon keeps none."""
 
     min_free_bytes: int = 256 * limits.MIB
     """With less room on the disk nothing is accepted, until there is more."""
@@ -187,6 +190,7 @@ RULES: dict[str, Rule] = {
     "on_conflict": Rule("'error' or 'suffix'", _one_of("error", "suffix"), reloads=True),
     "straggler_timeout_s": _number(0.1, 86_400, "seconds", whole=False),
     "segment_bytes": dataclasses.replace(_number(1 << 16, 1 << 32, "bytes"), reloads=False),
+    "keep_finished_s": _number(0, 10 * 365 * 86_400, "seconds", whole=False),
     "min_free_bytes": _BYTES,
     "max_journal_bytes": _number(limits.MIB, 1 << 60, "bytes"),
     "max_run_journal_bytes": _number(limits.MIB, 1 << 60, "bytes"),

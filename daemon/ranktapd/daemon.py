@@ -34,7 +34,8 @@ from ranktapd.entries import WindowsExpired
 from ranktapd.http_status import STANDSTILL_S, Health, HttpStatus
 from ranktapd.intake import Intake
 from ranktapd.overview import Overview
-from ranktapd.runs import Run, RunPlace, free_bytes, unfinished_runs
+from ranktapd.retention import FinishedRuns, unfinished_runs
+from ranktapd.runs import Run, RunPlace, free_bytes
 from ranktapd.service_manager import ServiceManager
 from ranktapd.status import Metrics
 from ranktapd.supervisor import Supervisor
@@ -96,6 +97,15 @@ class Daemon:
         self._next_tick = 0.0
         self._next_weighing = 0.0
         self._waiting_bytes = 0
+        self._finished = FinishedRuns(settings.state, self._keep_finished_s)
+        self._journal_bytes: dict[str, int] = {}
+        """Of runs that are open, since they were last behind."""
+        self._were_behind: set[str] = set()
+
+    @property
+    def _keep_finished_s(self) -> float:
+        # Nobody may come after an embedded one, to let its journals go.
+        return 0.0 if self._embedded else self._config.keep_finished_s
 
     def run(self, ready: Callable[[], None]) -> int:
         """Serve until told to end; the exit status. `ready` is called when clients can connect.
@@ -177,6 +187,7 @@ class Daemon:
                 self._open_run(name, "")
             except JournalError as error:
                 logger.error("run %r cannot be continued: %s", name, error)
+        self._finished.find()
         if self._runs:
             logger.info("recovered %d runs", len(self._runs))
 
@@ -237,6 +248,7 @@ class Daemon:
         self._metrics.sessions.set(sessions)
         for run in [run for run in self._runs.values() if self._may_rest(run)]:
             self._rest(run)
+        self._finished.turn()
         self._metrics.runs.set(len(self._runs))
         self._health.note = "nothing is accepted: no room" if intake.full else ""
         now = time.monotonic()
@@ -287,6 +299,12 @@ class Daemon:
             worker.run.place.name: worker.run.place.journal_bytes()
             for worker in self._supervisor.behind
         }
+        for name in self._were_behind - sizes.keys():
+            if name in self._runs:
+                self._journal_bytes[name] = self._runs[name].place.journal_bytes()
+        self._were_behind = set(sizes)
+        self._journal_bytes |= sizes
+        self._metrics.kept_bytes.set(sum(self._journal_bytes.values()) + self._finished.nbytes)
         self._waiting_bytes = sum(sizes.values())
         self._metrics.waiting_bytes.set(self._waiting_bytes)
         most = self._config.max_run_journal_bytes
@@ -318,6 +336,7 @@ class Daemon:
                                    getattr(self._config, name))  # fmt: skip
             intake.configure(self._config)
             self._supervisor.max_workers = self._config.max_workers
+            self._finished.keep_s = self._keep_finished_s
         if self._access is not None:
             self._access.reread()
         logger.info("reloaded")
@@ -351,6 +370,7 @@ class Daemon:
             suffix=suffix,
         )
         self._runs[name] = run
+        self._finished.wakes(run.place.state)
         self._supervisor.watch(run)
         return run
 
@@ -365,6 +385,8 @@ class Daemon:
 
     def _rest(self, run: Run) -> None:
         run.rest()
+        self._finished.rests(run.place.state)
+        self._journal_bytes.pop(run.place.name, None)
         del self._runs[run.place.name]
         del self._supervisor.workers[run.place.name]
 
@@ -400,6 +422,7 @@ class Daemon:
             time.sleep(0.01)
         for run in [run for run in self._runs.values() if self._may_rest(run)]:
             self._rest(run)
+        self._finished.turn()
         for worker in self._supervisor.running:
             logger.warning(
                 "run %r is written up to entry %d of %d; the rest at the next start",

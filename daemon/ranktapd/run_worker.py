@@ -118,6 +118,7 @@ class RunWorker:
         self._files = standing.files
         self._unwritten: list[Output] = []
         self._snapshot_segment = self._reader.position.segment
+        self._at_group_end = True
         # (when, up to which entry): how long the records that wait have waited.
         self._rounds: deque[tuple[float, int]] = deque()
         self._asked = -1
@@ -135,6 +136,9 @@ class RunWorker:
             if self._reader.position.sequence < self._controls.committed:
                 continue  # more was told of while it folded
             if self._controls.finish:
+                # Where it can be continued from, when its journal has gone.
+                if self._at_group_end:
+                    self._leave_segment(self._reader.position)
                 self._files.sync()
                 return
             self._controls.wait(self._ask_to_expire())
@@ -149,6 +153,7 @@ class RunWorker:
         """Bring the files to where the journal is."""
         unwritten_bytes = 0
         for entry in self._reader.entries(sequence):
+            self._at_group_end = isinstance(entry, Entry) and entry.ends_group
             if isinstance(entry, Damage):
                 logger.error("run %r: %s", self._place.name, entry)
                 continue

@@ -21,7 +21,6 @@ from ranktap_wire.journal import (
     JournalWriter,
     Position,
     make_directory,
-    segment_path,
     segments,
     sync_directory,
 )
@@ -29,12 +28,10 @@ from ranktap_wire.messages import Code, FrameError, Hello
 from ranktap_wire.records import Buffer
 from ranktapd.directories import claim
 from ranktapd.entries import RunBegins, SessionGone, SessionOpened, Words, pack_entry, read_entry
+from ranktapd.retention import Rest, journal_bytes
 from ranktapd.sessions import RunSessions, Session
 
 logger = logging.getLogger("ranktapd")
-
-RESTING = "resting"
-"""The file in a run's state that says up to where its journal was all written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +58,7 @@ class RunPlace:
 
     def journal_bytes(self) -> int:
         """What its journal takes on the disk."""
-        total = 0
-        for number in segments(self.journal):
-            try:
-                total += segment_path(self.journal, number).stat().st_size
-            except FileNotFoundError:
-                continue  # its worker has just left it
-        return total
+        return journal_bytes(self.journal)
 
     @classmethod
     def of(cls, logdir: Path, state_dir: Path, run: str) -> RunPlace:
@@ -281,7 +272,9 @@ class Run:
         """
         self.close()
         try:
-            (self.place.state / RESTING).write_text(_length(self.place.journal))
+            Rest.of(self.place.journal, self.journal.last, self.sessions.so_far()).write(
+                self.place.state
+            )
         except OSError as error:
             # The next daemon opens it, finds nothing to do, and lets it rest again.
             logger.warning("run %r: %s", self.place.name, error)
@@ -293,29 +286,6 @@ class Run:
 def quarantined(place: RunPlace) -> set[int]:
     """Sequence numbers of the entries that were set aside."""
     return {int(path.stem) for path in place.quarantine.glob("*.entry")}
-
-
-def unfinished_runs(state_dir: Path) -> list[str]:
-    """Runs that have a journal of which something may have to be written still."""
-    return sorted(
-        rules.run_of_directory_name(path.name)
-        for path in (state_dir / "runs").glob("*")
-        if path.is_dir() and not _rests(path)
-    )
-
-
-def _rests(state: Path) -> bool:
-    """Whether the journal is still as long as it was when all of it had been written."""
-    try:
-        return (state / RESTING).read_text() == _length(state / "journal")
-    except (OSError, LookupError):
-        return False
-
-
-def _length(journal: Path) -> str:
-    """How far a journal goes: its last segment, and the bytes of it."""
-    path = segment_path(journal, segments(journal)[-1])
-    return f"{path.name} {path.stat().st_size}"
 
 
 def free_bytes(path: Path) -> int:

@@ -14,7 +14,8 @@ import pytest
 
 import ranktap
 from ranktapd.entries import WindowsExpired
-from ranktapd.runs import Run, RunPlace, unfinished_runs
+from ranktapd.retention import unfinished_runs
+from ranktapd.runs import Run, RunPlace
 from tests.support.crashing_worker import POISON
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import scalar_points

@@ -24,7 +24,8 @@ import pytest
 import ranktap
 from ranktap_wire.messages import Hello
 from ranktapd.entries import BatchAccepted, SessionGone, SessionOpened, read_entry
-from ranktapd.runs import Run, RunPlace, quarantined, unfinished_runs
+from ranktapd.retention import unfinished_runs
+from ranktapd.runs import Run, RunPlace, quarantined
 from tests.support import folding, forgetful_disk, ledger
 from tests.support.crashing_worker import POISON
 from tests.support.daemons import DaemonProcess

@@ -17,7 +17,7 @@ from ranktap_wire import frames, journal, limits
 from ranktap_wire.journal import JournalError, segment_path, segments
 from ranktap_wire.messages import Ack, ByeAnswer, Code, DaemonMessage, Error, FrameError, Welcome
 from ranktap_wire.records import Batch, Buffer
-from ranktapd import __version__, log_budget, pace, runs, sessions
+from ranktapd import __version__, log_budget, pace, sessions
 from ranktapd import intake as intake_module
 from ranktapd.config import Config
 from ranktapd.entries import (
@@ -34,6 +34,7 @@ from ranktapd.entries import (
     read_entry,
 )
 from ranktapd.intake import Intake
+from ranktapd.retention import unfinished_runs
 from ranktapd.runs import Run, RunPlace
 from ranktapd.status import Metrics
 from tests.support.journals import flip_bit, read_journal
@@ -926,4 +927,4 @@ def test_a_run_is_kept_below_the_state_directory_whatever_its_name(tmp_path: Pat
         assert place.state.parent == tmp_path / "state" / "runs"
         assert place.events == tmp_path / "logs" / name
         place.journal.mkdir(parents=True)
-    assert runs.unfinished_runs(tmp_path / "state") == ["%2F", "a", "a%2Fb", "a/b"]
+    assert unfinished_runs(tmp_path / "state") == ["%2F", "a", "a%2Fb", "a/b"]
