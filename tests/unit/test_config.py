@@ -104,7 +104,10 @@ def test_the_command_line_goes_before_the_file() -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("colour = 1\n", ": colour: no such setting; allowed are client_keys, insecure, keep_finished_s, "),
+        (
+            "colour = 1\n",
+            ": colour: no such setting; allowed are client_keys, insecure, keep_finished_s, ",
+        ),
         ("[limits]\nmax_runs = 1\n", ": limits: no such setting; allowed are "),
         ("max_runs = \n", ": Invalid value (at line 1, column 12)"),
         ("max_runs = 1\nmax_runs = 2\n", ": Cannot overwrite a value (at line 2, column 13)"),
