@@ -40,6 +40,8 @@ logger = logging.getLogger("ranktapd")
 
 RESTING: Final = "resting"
 """The file in a run's state that says up to where its journal was all written."""
+COMPACTING: Final = "compacting"
+"""The file that says that event files are being replaced, see compaction.py: then it is no rest."""
 TURN_S: Final = 0.02
 """What journals that go may take of a turn of the main loop: each takes three syncs."""
 
@@ -68,6 +70,8 @@ class Rest:
     @classmethod
     def read(cls, state: Path) -> Rest | None:
         """What a run's state says; None: it does not rest, or said so and goes on."""
+        if (state / COMPACTING).exists():
+            return None
         try:
             said: dict[str, Any] = msgpack.unpackb((state / RESTING).read_bytes())
             rest = cls(*(said[name] for name in ("segment", "bytes", "last", "kept", "sessions")))

@@ -26,7 +26,7 @@ import numpy as np
 
 from ranktap_wire.journal import Damage, Entry, Position, segments
 from ranktapd import checkpoint
-from ranktapd.dirlock import FileLock
+from ranktapd.dirlock import FileLock, LockedError
 from ranktapd.output import Output
 from ranktapd.runs import RunPlace, quarantined
 
@@ -40,7 +40,8 @@ WRITE_BYTES = 16 << 20
 DRAWING_THREADS = 4
 """A picture of 512x512x3 takes 3 ms. Arbitrary: measured on two cores only."""
 LOCK_WAIT_S = 30.0
-"""The worker of a main process that was killed ends within a round of its own."""
+"""The worker of a main process that was killed ends within a round of its own. Less than
+`supervisor.SILENT_S`."""
 ROUND_S = 0.02
 """How finely it is known when windows began; a hundredth of the shortest sensible wait."""
 
@@ -232,6 +233,22 @@ class RunWorker:
         return self._straggler_timeout_s / 10
 
 
+def _lock(place: RunPlace, controls: Controls) -> bool:
+    """Become the run's one writer; False: the main process is gone."""
+    lock = FileLock(place.state / "writer.lock")
+    while not controls.ended:
+        try:
+            lock.acquire(f"another process writes run {place.name!r}", LOCK_WAIT_S)
+        except LockedError as error:
+            # The worker of a main process that was killed, or a compaction that takes long.
+            logger.warning("%s: waiting for it", error)
+            controls.say(waiting=0)
+            controls.hear()
+        else:
+            return True
+    return False
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ranktapd run worker")
     parser.add_argument("--run", required=True)
@@ -251,10 +268,9 @@ def main(arguments: list[str] | None = None) -> int:
     # much at the end of its heap. It learns nothing from blocks of more than 32 MiB.
     np.empty(31 << 20, np.uint8)
     place = RunPlace.of(options.logdir, options.state_dir, options.run)
-    FileLock(place.state / "writer.lock").acquire(
-        f"another worker writes run {options.run!r}", LOCK_WAIT_S
-    )
     controls = Controls()
+    if not _lock(place, controls):
+        return 0
     while controls.committed < 0 and not controls.ended:
         controls.wait(None)
     if controls.ended:

@@ -60,6 +60,12 @@ class RunPlace:
         """What its journal takes on the disk."""
         return journal_bytes(self.journal)
 
+    def pointer(self, sub_run: str = "") -> Path:
+        """The file that says which event file of it, or of a sub-run, is being written."""
+        if not sub_run:
+            return self.state / "event_file"
+        return self.state / "event_files" / rules.run_directory_name(sub_run)
+
     @classmethod
     def of(cls, logdir: Path, state_dir: Path, run: str) -> RunPlace:
         return cls(run, logdir / run, state_dir / "runs" / rules.run_directory_name(run))
