@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -182,8 +183,9 @@ def test_former_files_are_deleted_by_a_compaction_that_comes_an_hour_later(logdi
 # -- whatever ends it -------------------------------------------------------------------
 
 
-def test_killed_at_every_call_in_turn_the_points_are_there_once(
-    recorded: Path, tmp_path: Path, start_board: Callable[..., Board]
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_a_call_the_points_are_there_once(
+    recorded: Path, tmp_path: Path, start_board: Callable[..., Board], every: int
 ) -> None:
     base, logdir = _place(recorded), tmp_path / "runs"
     interposer = Interposer(tmp_path / "interposer", logdir)
@@ -195,7 +197,7 @@ def test_killed_at_every_call_in_turn_the_points_are_there_once(
         shutil.copytree(base.events, place.events)
         interposer.clear()
         calls = (Call.OPEN, Call.WRITE, Call.SYNC, Call.TRUNCATE, Call.RENAME, Call.UNLINK)
-        rule = interposer.rule(Act.KILL_IN_PART, *calls, path="", skip=len(runs))
+        rule = interposer.rule(Act.KILL_IN_PART, *calls, path="", skip=every * len(runs))
         command = interposer.program(
             "-m", "ranktapd", "compact", place.name, "--logdir", str(logdir)
         )
@@ -206,7 +208,7 @@ def test_killed_at_every_call_in_turn_the_points_are_there_once(
         runs.append(place)
         # A reader of the files as they lie now, and one after it was done again.
         assert (_read(place.events), _read(place.events / "curves_a")) == expected, place.name
-    assert len(runs) > 20
+    assert len(runs) > 20 // every
     boards = [start_board(logdir, fast=fast) for fast in (True, False)]
     wanted = [_fresh(board, runs, base) for board in boards]
     for place in runs:
@@ -334,8 +336,6 @@ def test_a_directory_that_cannot_be_compacted_is_left_as_it_is_and_the_others_ar
 def test_a_full_disk_leaves_everything_as_it_was(
     logdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import errno
-
     files = _bytes(logdir / RUN)
     interposer = Interposer(tmp_path / "interposer", logdir)
     interposer.rule(Act.FAIL, Call.WRITE, path=".ranktap-compact", error=errno.ENOSPC, times=-1)
