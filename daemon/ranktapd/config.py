@@ -66,6 +66,9 @@ class Config:
     the others. At 100 MB/s it takes eleven minutes to get there."""
     max_runs: int = 10_000
     """Runs whose journal is open: each takes a descriptor and 3 KB."""
+    max_run_tags: int = limits.TAGS
+    """Tags of a run, those of its sub-runs and those that are made of others included; what is
+    logged under more is left out."""
     max_workers: int = 256
     """Runs that are written at the same time; a worker takes about 60 MB."""
     max_sessions: int = 20_000
@@ -195,6 +198,7 @@ RULES: dict[str, Rule] = {
     "max_journal_bytes": _number(limits.MIB, 1 << 60, "bytes"),
     "max_run_journal_bytes": _number(limits.MIB, 1 << 60, "bytes"),
     "max_runs": _counted("runs"),
+    "max_run_tags": _counted("tags"),
     "max_workers": _counted("processes"),
     "max_sessions": _counted("sessions"),
     "max_message_bytes": _number(limits.MIB, limits.MESSAGE_BYTES, "bytes"),

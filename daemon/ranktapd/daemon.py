@@ -87,11 +87,13 @@ class Daemon:
         self._lock = FileLock(places.lock_path(settings.logdir))
         self._state_lock = FileLock(settings.state / "daemon.lock")
         self._supervisor = Supervisor(
-            self._worker_command, self._expire, self._metrics, settings.max_workers
-        )
+            self._worker_command, self._expire, self._limit_met, self._metrics,
+            settings.max_workers,
+        )  # fmt: skip
         self._health = Health(manager.watchdog_s or STANDSTILL_S)
         self._http = HttpStatus(self._metrics.registry, self._health)
         self._overview = Overview(settings, self._runs, self._supervisor)
+        self._intake: Intake | None = None
         self._idle_since: float | None = None
         self._seen_session = False
         self._next_tick = 0.0
@@ -198,6 +200,7 @@ class Daemon:
             router, self._runs, self._run_of, self._supervisor.committed, self._metrics,
             self._config, self._access,
         )  # fmt: skip
+        self._intake = intake
         doors = self._access.sockets() if self._access is not None else []
         self._health.round(time.monotonic(), works=True)
         self._health.stage = ""
@@ -288,7 +291,7 @@ class Daemon:
         if limit:
             if not intake.full:
                 self._metrics.limited.labels(limit).inc()
-            intake.no_room(f"{why} ({limit})")
+            intake.no_room(f"{why} ({limit})", limit)
         else:
             intake.room()
         self._metrics.full.set(intake.full)
@@ -403,6 +406,14 @@ class Daemon:
 
     def _expire(self, run: Run, sequence: int) -> None:
         run.add(WindowsExpired(sequence))
+
+    def _limit_met(self, run: Run, limit: str, text: str) -> None:
+        # Another worker of it meets it again.
+        if limit not in run.limits_met:
+            run.limits_met[limit] = text
+            self._metrics.limited.labels(limit).inc()
+            if self._intake is not None:
+                self._intake.tell_limits(run)
 
     # -- ending -----------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ class Controls:
                 self.committed = message.get("committed", self.committed)
                 self.finish = self.finish or "finish" in message
 
-    def say(self, **words: int) -> None:
+    def say(self, **words: int | str) -> None:
         os.write(1, json.dumps(words).encode() + b"\n")
 
 
@@ -123,6 +123,7 @@ class RunWorker:
         # (when, up to which entry): how long the records that wait have waited.
         self._rounds: deque[tuple[float, int]] = deque()
         self._asked = -1
+        self._limits_said = 0
         if min(segments(place.journal)) < self._snapshot_segment:
             # The worker before this one ended when it was about to leave them.
             self._leave_segment(self._reader.position)
@@ -191,6 +192,9 @@ class RunWorker:
         self._controls.say(
             folded=position.sequence, segment=position.segment, offset=position.offset
         )
+        for limit, text in [*self._fold.limits_met.items()][self._limits_said :]:
+            self._controls.say(limit=limit, text=text)
+        self._limits_said = len(self._fold.limits_met)
         now = time.monotonic()
         if not self._rounds or now - self._rounds[-1][0] > ROUND_S:
             self._rounds.append((now, self._folded))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ranktap_wire import rules
+from ranktap_wire import limits, rules
 from ranktap_wire.journal import (
     START,
     Damage,
@@ -27,7 +27,15 @@ from ranktap_wire.journal import (
 from ranktap_wire.messages import Code, FrameError, Hello
 from ranktap_wire.records import Buffer
 from ranktapd.directories import claim
-from ranktapd.entries import RunBegins, SessionGone, SessionOpened, Words, pack_entry, read_entry
+from ranktapd.entries import (
+    RunBegins,
+    SessionGone,
+    SessionOpened,
+    TagsLimited,
+    Words,
+    pack_entry,
+    read_entry,
+)
 from ranktapd.retention import Rest, journal_bytes
 from ranktapd.sessions import RunSessions, Session
 
@@ -81,6 +89,8 @@ class Run:
     records: int = 0
     """Taken since it was opened; `nbytes` are those of their batches."""
     nbytes: int = 0
+    limits_met: dict[str, str] = field(default_factory=dict)
+    """Settings that what it logs has met in its worker, and what its ranks are told."""
     _pending: list[tuple[bool, list[Buffer]]] = field(default_factory=list)
     """(is a batch, its frames)"""
     _before: dict[bytes, int] = field(default_factory=dict)
@@ -167,6 +177,11 @@ class Run:
         """Say something in this round's group, and take it in."""
         self._pending.append((False, pack_entry(words)))
         self.sessions.fold(words)
+
+    def limit_tags(self, most: int) -> None:
+        """Let it have so many tags from here on."""
+        if most != (self.sessions.most_tags or limits.TAGS):
+            self.add(TagsLimited(most))
 
     def add_batch(self, session: Session, words: Words, frames: list[Buffer], number: int) -> None:
         """A batch that follows the session's last one, or the refusal of one."""

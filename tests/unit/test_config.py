@@ -71,7 +71,8 @@ def test_all_settings_can_be_set(tmp_path: Path) -> None:
         "insecure": True, "metrics": "127.0.0.1:0", "sync": "off", "on_conflict": "suffix",
         "straggler_timeout_s": 2.5, "keep_finished_s": 0.0,
         "segment_bytes": 1 << 16, "min_free_bytes": 0, "max_journal_bytes": 1 << 30,
-        "max_run_journal_bytes": 1 << 29, "max_runs": 1, "max_workers": 1, "max_sessions": 1,
+        "max_run_journal_bytes": 1 << 29, "max_runs": 1, "max_run_tags": 1, "max_workers": 1,
+            "max_sessions": 1,
         "max_message_bytes": 1 << 20, "max_session_batches_per_s": 1,
         "max_session_bytes_per_s": 1 << 20,
     }  # fmt: skip
