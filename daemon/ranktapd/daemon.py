@@ -34,7 +34,7 @@ from ranktapd.entries import WindowsExpired
 from ranktapd.http_status import STANDSTILL_S, Health, HttpStatus
 from ranktapd.intake import Intake
 from ranktapd.overview import Overview
-from ranktapd.retention import FinishedRuns, unfinished_runs
+from ranktapd.retention import FinishedRuns
 from ranktapd.runs import Run, RunPlace, free_bytes
 from ranktapd.service_manager import ServiceManager
 from ranktapd.status import Metrics
@@ -51,6 +51,8 @@ IDLE_S = 2.0
 at once."""
 FIRST_SESSION_S = 60.0
 """How long an embedded daemon waits for the session that it was started for."""
+LAST_TURN_S = 1.0
+"""What journals that go may take of its end. The others go when there is a daemon again."""
 LOCK_WAIT_S = 0.2
 """Ranks that look whether a daemon is there hold the lock, shared, for some microseconds."""
 WEIGH_S = 1.0
@@ -182,14 +184,13 @@ class Daemon:
                                "(insecure = true)", endpoint)  # fmt: skip
 
     def _recover(self) -> None:
-        names = unfinished_runs(self._config.state)
+        names = self._finished.find()
         for index, name in enumerate(names):
             self._manager.progress(f"Recovering run {index + 1} of {len(names)}")
             try:
                 self._open_run(name, "")
             except JournalError as error:
                 logger.error("run %r cannot be continued: %s", name, error)
-        self._finished.find()
         if self._runs:
             logger.info("recovered %d runs", len(self._runs))
 
@@ -433,7 +434,7 @@ class Daemon:
             time.sleep(0.01)
         for run in [run for run in self._runs.values() if self._may_rest(run)]:
             self._rest(run)
-        self._finished.turn()
+        self._finished.turn(LAST_TURN_S)
         for worker in self._supervisor.running:
             logger.warning(
                 "run %r is written up to entry %d of %d; the rest at the next start",

@@ -13,7 +13,7 @@ that holds that one entry:
 
     before    journal/00...01.journal          snapshots/00...47.msgpack   resting
     after     journal/00...48.journal          the same                    resting
-              (sessions so far, 40 bytes each)
+              (sessions so far, 25 bytes each)
 
 Sessions that come back with what they still hold find their last number there, as before. A
 crash in between leaves a journal that is longer than `resting` says, so the next daemon opens
@@ -93,15 +93,6 @@ class Rest:
         (state / RESTING).write_bytes(msgpack.packb(said))
 
 
-def unfinished_runs(state_dir: Path) -> list[str]:
-    """Runs that have a journal of which something may have to be written still."""
-    return sorted(
-        rules.run_of_directory_name(path.name)
-        for path in (state_dir / "runs").glob("*")
-        if path.is_dir() and Rest.read(path) is None
-    )
-
-
 def may_go(state: Path, rest: Rest) -> bool:
     """Whether the run could be continued without its journal."""
     return (state / "snapshots" / f"{rest.last:020d}.msgpack").exists()
@@ -120,13 +111,16 @@ def let_go(state: Path, rest: Rest) -> int:
     replace_file(
         segment_path(journal, rest.last + 1), whole_segment(rest.last + 1, [[rest.sessions]])
     )
+    snapshots = state / "snapshots"
+    for path in snapshots.glob("*.msgpack"):
+        if int(path.stem) < rest.last:
+            path.unlink()
+    # First: never a snapshot whose segments are gone.
+    sync_directory(snapshots)
     for number in old:
         segment_path(journal, number).unlink()
         # Never a segment without the ones behind it, whatever a power cut leaves.
         sync_directory(journal)
-    for path in (state / "snapshots").glob("*.msgpack"):
-        if int(path.stem) < rest.last:
-            path.unlink()
     segment, nbytes = _length(journal)
     Rest(segment, nbytes, rest.last + 1, False, rest.sessions).write(state)
     return nbytes
@@ -154,11 +148,19 @@ class FinishedRuns:
         self._order: list[tuple[float, str]] = []
         self._bytes: dict[str, int] = {}
 
-    def find(self) -> None:
-        """See which there are, as a daemon starts."""
+    def find(self) -> list[str]:
+        """See which there are, as a daemon starts; the names of the other runs, of whose journal
+        something may have to be written still."""
+        unfinished = []
         for path in self._runs.glob("*"):
-            if path.is_dir() and (rest := Rest.read(path)) is not None:
+            if not path.is_dir():
+                continue
+            rest = Rest.read(path)
+            if rest is None:
+                unfinished.append(rules.run_of_directory_name(path.name))
+            else:
                 self._note(path, rest)
+        return sorted(unfinished)
 
     def rests(self, state: Path) -> None:
         """A run has come to rest."""
@@ -176,10 +178,10 @@ class FinishedRuns:
         """What their journals take."""
         return sum(self._bytes.values())
 
-    def turn(self) -> None:
-        """Let journals go that have been kept long enough, some at a time."""
+    def turn(self, budget_s: float = TURN_S) -> None:
+        """Let journals go that have been kept long enough, as many as the time allows."""
         began = time.monotonic()
-        while self._order and time.monotonic() - began < TURN_S:
+        while self._order and time.monotonic() - began < budget_s:
             since, name = self._order[0]
             if self._since.get(name) == since and time.time() < since + self.keep_s:
                 return

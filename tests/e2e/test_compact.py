@@ -20,6 +20,7 @@ from ranktapd import cli, compact, event_file
 from ranktapd.dirlock import FileLock
 from ranktapd.retention import COMPACTING
 from ranktapd.runs import RunPlace
+from ranktapd.tail import RunTail
 from tests.e2e.jobs.resumed import RESUMED_AT, log_life
 from tests.support.boards import Board
 from tests.support.daemons import DaemonProcess
@@ -261,6 +262,21 @@ def test_a_rank_that_comes_while_it_is_compacted_waits_and_goes_on_behind_it(
     lock.release()
     wait_for(lambda: "afterwards" in _read(logdir / RUN), "the worker to write")
     assert tap.close()
+
+
+def test_a_tail_that_follows_shows_nothing_twice_and_goes_on(
+    logdir: Path, start_daemon: Callable[..., DaemonProcess]
+) -> None:
+    tail = RunTail(logdir, RUN, ["loss", "afterwards"])
+    assert len(tail.last(1_000)) == 13
+    assert _command(logdir) == 0
+    assert list(tail.more()) == []
+    daemon = start_daemon(logdir=logdir)
+    tap = ranktap.init(RUN, endpoint=daemon.endpoint, rank=0, world_size=1)
+    tap.scalar("afterwards", 1.0, 20)
+    assert tap.close()
+    (line,) = wait_for(lambda: list(tail.more()), "what came afterwards")
+    assert "afterwards" in line
 
 
 # -- what is refused --------------------------------------------------------------------

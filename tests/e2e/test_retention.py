@@ -19,7 +19,7 @@ from ranktap_wire import frames
 from ranktap_wire.journal import segments
 from ranktap_wire.messages import Ack, ByeAnswer, Welcome
 from ranktapd import cli
-from ranktapd.retention import FinishedRuns, Rest, unfinished_runs
+from ranktapd.retention import FinishedRuns, Rest
 from ranktapd.runs import Run, RunPlace
 from tests.support import ledger, messages
 from tests.support.daemons import DaemonProcess
@@ -123,7 +123,7 @@ def test_a_resumed_job_goes_on_where_its_journal_has_gone(
         sub_runs = len(list((place.state / "event_files").iterdir()))
         assert len(files) == 5 + sub_runs, files  # journal, snapshot, event_file, lock, resting
         assert sum(path.stat().st_size for path in files) < LEFT_BYTES
-        assert unfinished_runs(place.state_dir) == []
+        assert FinishedRuns(place.state_dir, 0.0).find() == []
         daemon.start()
         assert not daemon.workers(), "it has nothing to do"
     assert_shown(place.events, ledger.expected_run(1, range(30)))
@@ -196,8 +196,9 @@ def test_a_journal_is_kept_as_long_as_is_set_and_weighed(
     assert not _has_gone(places[1])
 
 
-def test_killed_at_every_call_while_a_journal_goes_nothing_is_lost_or_doubled(
-    start_daemon: StartDaemon, tmp_path: Path, guest: Callable[..., Guest]
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_a_call_while_a_journal_goes_nothing_is_lost_or_doubled(
+    start_daemon: StartDaemon, tmp_path: Path, guest: Callable[..., Guest], every: int
 ) -> None:
     recorded = start_daemon(logdir=tmp_path / "recorded")
     session = os.urandom(16)
@@ -220,7 +221,7 @@ def test_killed_at_every_call_while_a_journal_goes_nothing_is_lost_or_doubled(
         shutil.copytree(base.events, place.events)
         interposer.clear()
         calls = (Call.OPEN, Call.WRITE, Call.SYNC, Call.RENAME, Call.UNLINK)
-        rule = interposer.rule(Act.KILL_IN_PART, *calls, path="", skip=len(places))
+        rule = interposer.rule(Act.KILL_IN_PART, *calls, path="", skip=every * len(places))
         ended = subprocess.run(interposer.program("-c", program, str(place.state)), timeout=60)
         if not rule.fired:
             assert ended.returncode == 0
@@ -228,7 +229,7 @@ def test_killed_at_every_call_while_a_journal_goes_nothing_is_lost_or_doubled(
             break
         assert ended.returncode == -9
         places.append(place)
-    assert len(places) > 8
+    assert len(places) > 8 // every
     daemon = start_daemon(*_config(tmp_path, AT_ONCE), logdir=logdir)
     for place in places:
         again = guest(daemon.endpoint, place.name, session)

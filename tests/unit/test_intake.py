@@ -34,7 +34,7 @@ from ranktapd.entries import (
     read_entry,
 )
 from ranktapd.intake import Intake
-from ranktapd.retention import unfinished_runs
+from ranktapd.retention import FinishedRuns
 from ranktapd.runs import Run, RunPlace
 from ranktapd.status import Metrics
 from tests.support.journals import flip_bit, read_journal
@@ -927,4 +927,4 @@ def test_a_run_is_kept_below_the_state_directory_whatever_its_name(tmp_path: Pat
         assert place.state.parent == tmp_path / "state" / "runs"
         assert place.events == tmp_path / "logs" / name
         place.journal.mkdir(parents=True)
-    assert unfinished_runs(tmp_path / "state") == ["%2F", "a", "a%2Fb", "a/b"]
+    assert FinishedRuns(tmp_path / "state", 0.0).find() == ["%2F", "a", "a%2Fb", "a/b"]
