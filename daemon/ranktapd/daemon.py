@@ -35,7 +35,8 @@ from ranktapd.http_status import STANDSTILL_S, Health, HttpStatus
 from ranktapd.intake import Intake
 from ranktapd.overview import Overview
 from ranktapd.retention import FinishedRuns
-from ranktapd.runs import Run, RunPlace, free_bytes
+from ranktapd.room import Room
+from ranktapd.runs import Run, RunPlace
 from ranktapd.service_manager import ServiceManager
 from ranktapd.status import Metrics
 from ranktapd.supervisor import Supervisor
@@ -55,8 +56,6 @@ LAST_TURN_S = 1.0
 """What journals that go may take of its end. The others go when there is a daemon again."""
 LOCK_WAIT_S = 0.2
 """Ranks that look whether a daemon is there hold the lock, shared, for some microseconds."""
-WEIGH_S = 1.0
-"""How often journals are weighed: at 1 GB/s a limit is passed by 1 GB."""
 MAX_SOCKETS = 65_536
 
 
@@ -99,12 +98,8 @@ class Daemon:
         self._idle_since: float | None = None
         self._seen_session = False
         self._next_tick = 0.0
-        self._next_weighing = 0.0
-        self._waiting_bytes = 0
         self._finished = FinishedRuns(settings.state, self._keep_finished_s)
-        self._journal_bytes: dict[str, int] = {}
-        """Of runs that are open, since they were last behind."""
-        self._were_behind: set[str] = set()
+        self._room = Room(settings, self._runs, self._supervisor, self._finished, self._metrics)
 
     @property
     def _keep_finished_s(self) -> float:
@@ -247,7 +242,7 @@ class Daemon:
             self._access.look(time.monotonic())
             intake.recheck_keys()
         intake.give_up_silent()
-        self._weigh(intake)
+        self._room.weigh(intake)
         sessions = sum(len(run.sessions.live()) for run in self._runs.values())
         self._metrics.sessions.set(sessions)
         for run in [run for run in self._runs.values() if self._may_rest(run)]:
@@ -270,58 +265,6 @@ class Daemon:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = time.monotonic()
-
-    def _weigh(self, intake: Intake) -> None:
-        """See whether there is room on the disk, and in the journals."""
-        settings = self._config
-        free = free_bytes(settings.state)
-        self._metrics.free_bytes.set(free)
-        if time.monotonic() >= self._next_weighing:
-            self._next_weighing = time.monotonic() + WEIGH_S
-            self._weigh_journals(intake)
-        waiting, limit, why = self._waiting_bytes, "", ""
-        if free < settings.min_free_bytes:
-            limit = "min_free_bytes"
-            why = f"{free} bytes free, {settings.min_free_bytes} are kept"
-        elif waiting > settings.max_journal_bytes:
-            limit = "max_journal_bytes"
-            why = (
-                f"{waiting} bytes of journals are not written yet, "
-                f"{settings.max_journal_bytes} may be"
-            )
-        if limit:
-            if not intake.full:
-                self._metrics.limited.labels(limit).inc()
-            intake.no_room(f"{why} ({limit})", limit)
-        else:
-            intake.room()
-        self._metrics.full.set(intake.full)
-
-    def _weigh_journals(self, intake: Intake) -> None:
-        # Only of runs that are behind: a journal that is all written shrinks when more comes.
-        sizes = {
-            worker.run.place.name: worker.run.place.journal_bytes()
-            for worker in self._supervisor.behind
-        }
-        for name in self._were_behind - sizes.keys():
-            if name in self._runs:
-                self._journal_bytes[name] = self._runs[name].place.journal_bytes()
-        self._were_behind = set(sizes)
-        self._journal_bytes |= sizes
-        self._metrics.kept_bytes.set(sum(self._journal_bytes.values()) + self._finished.nbytes)
-        self._waiting_bytes = sum(sizes.values())
-        self._metrics.waiting_bytes.set(self._waiting_bytes)
-        most = self._config.max_run_journal_bytes
-        full = {
-            name: f"{size} bytes of run {name!r} are not written yet, {most} may be "
-            "(max_run_journal_bytes)"
-            for name, size in sizes.items()
-            if size > most
-        }
-        for name in full.keys() - intake.full_runs.keys():
-            self._metrics.limited.labels("max_run_journal_bytes").inc()
-            logger.warning("%s: nothing of it is accepted until they are", full[name])
-        intake.full_runs = full
 
     def _reload(self, intake: Intake) -> None:
         """Take over what may change in a running daemon."""
@@ -390,7 +333,6 @@ class Daemon:
     def _rest(self, run: Run) -> None:
         run.rest()
         self._finished.rests(run.place.state)
-        self._journal_bytes.pop(run.place.name, None)
         del self._runs[run.place.name]
         del self._supervisor.workers[run.place.name]
 
