@@ -101,6 +101,8 @@ def _journals(limit: str) -> Callable[[Stage], None]:
                     limit == "max_run_journal_bytes"
                 )
             assert fast.flush(30)
+            # Each of the two is told once at most, however long it lasts.
+            assert stage.caplog.text.count(f"({limit})") <= 2
 
     return meet
 
