@@ -156,6 +156,7 @@ def _sessions(stage: Stage) -> None:
 def _message(stage: Stage) -> None:
     with stage.tap("large") as large:
         stage.log(large)
+        assert large.flush()  # the batch that is refused goes whole
         large.histogram("values", np.zeros(MIB, np.float32), 0)
         assert large.flush()
         stage.log(large)
