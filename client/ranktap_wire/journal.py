@@ -205,6 +205,15 @@ def _pack_entry(
     return [head, *pieces], _HEAD.size + length
 
 
+def whole_segment(first: int, entries: Sequence[Sequence[Buffer]]) -> list[bytes]:
+    """The bytes of a segment whose first group is `entries`, each given as frames."""
+    pieces = [_segment_header(first)]
+    for index, frames in enumerate(entries):
+        packed, nbytes = _pack_entry(first + index, index, len(entries) - 1 - index, frames)
+        pieces += [*map(bytes, packed), bytes(-nbytes % 8)]
+    return pieces
+
+
 def _segment_header(first: int) -> bytes:
     blank = _SEGMENT.pack(MAGIC, VERSION, 0, first, 0)
     return _SEGMENT.pack(MAGIC, VERSION, crc32c(blank), first, 0)

@@ -182,6 +182,10 @@ class Blobs:
             if self._tags.id_of(name, _HISTOGRAM) >= 0:
                 self._write_histogram(name, step, wall_time, stats, None)
 
+    def forget_refused(self) -> None:
+        """Ask again which tags there may be."""
+        self._field_ids.clear()
+
     def _ids_of_fields(self, statistics: TensorStatistics, rank: int | None) -> NDArray[np.int64]:
         """The numbers of each row's fields, as far as they were asked for; remembered."""
         key = (statistics.tags, statistics.fields, -1 if rank is None else rank)

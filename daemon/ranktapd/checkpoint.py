@@ -10,8 +10,9 @@ same bytes. Up to P everything was written, so nothing is, unless the file of a 
 says itself that it lacks something: a power cut may have taken the end of one file and not
 that of another.
 
-A snapshot is taken when the fold has left a segment behind, and all files are on disk; then
-that segment is deleted.
+A snapshot is taken when the fold has left a segment behind, or ends where the journal does,
+and all files are on disk; then segments that it has left are deleted. The journal of a run that
+has finished goes whole, see retention.py: then the one behind it begins where the snapshot ends.
 """
 
 from __future__ import annotations
@@ -145,9 +146,12 @@ def save_snapshot(place: RunPlace, fold: Fold, position: Position) -> None:
     path = _snapshot_directory(place) / f"{position.sequence:020d}.msgpack"
     make_directory(path.parent)
     replace_file(path, [msgpack.packb({"position": str(position), "fold": fold.state()})])
-    for older in _snapshots(place):
-        if older < position.sequence:
-            (_snapshot_directory(place) / f"{older:020d}.msgpack").unlink()
+    older = [number for number in sorted(_snapshots(place)) if number < position.sequence]
+    # Where the segment begins that is not deleted: what is in it can be folded again from there.
+    kept = [number for number in older if number >= position.segment > 1][:1]
+    for number in older:
+        if number not in kept:
+            (_snapshot_directory(place) / f"{number:020d}.msgpack").unlink()
     # After a power cut a name may be back whose deletion was not synced: never a snapshot
     # whose segments are gone, nor a segment without the ones behind it.
     sync_directory(_snapshot_directory(place))
@@ -173,7 +177,21 @@ def _restore(
         )
     path = _snapshot_directory(place) / f"{usable[-1]:020d}.msgpack"
     saved = _read_snapshot(path)
-    return Fold.restore(saved["fold"], executor), Position.parse(saved["position"])
+    try:
+        fold = Fold.restore(saved["fold"], executor)
+    except ValueError as error:
+        if first_segment != 1:
+            raise RecoveryError(f"{path}: {error}") from error
+        return Fold(executor), START  # of a former release; all of the journal is there
+    position = Position.parse(saved["position"])
+    sequence = position.sequence
+    if (
+        not segment_path(place.journal, position.segment).exists()
+        and segment_path(place.journal, sequence + 1).exists()
+    ):
+        # The journal went when the run had finished.
+        position = Position(sequence, sequence + 1, START.offset)
+    return fold, position
 
 
 def _begins(place: RunPlace, snapshots: list[int], last: int) -> RunBegins:

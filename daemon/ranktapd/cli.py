@@ -31,7 +31,9 @@ In the job:
 ranktapd keygen NAME...     keys, for tcp beyond this machine
 ranktapd check [OPTIONS]    what a daemon with these options would find
 ranktapd replay JOURNAL     a run's journal, folded again into fresh event files
-ranktapd tail RUN           what a run logs, as it arrives; --help for each
+ranktapd tail RUN           what a run logs, as it arrives
+ranktapd compact RUN        its event files, without what TensorBoard does not show
+                            (--help for each)
 """
 
 
@@ -42,7 +44,7 @@ start, 1 when something is wrong, 2 when the configuration cannot be read.
 """
 
 
-COMMANDS = ("keygen", "check", "replay", "tail")
+COMMANDS = ("keygen", "check", "replay", "tail", "compact")
 """What may stand first instead of options: else it is the daemon."""
 
 
@@ -55,9 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         from ranktapd import keygen
 
         return keygen.main(arguments)
-    if command in ("replay", "tail"):
+    if command in ("replay", "tail", "compact"):
         try:
-            return _reading(command, arguments)
+            return _with_files(command, arguments)
         except KeyboardInterrupt:
             return 130
     checks = command == "check"
@@ -89,13 +91,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def _reading(command: str, arguments: list[str]) -> int:
-    """A command that only reads what a daemon has written."""
+def _with_files(command: str, arguments: list[str]) -> int:
+    """A command that works on what a daemon has written."""
     # One of them: what they import takes a tenth of a second and more.
     if command == "replay":
         from ranktapd import replay
 
         return replay.main(arguments)
+    if command == "compact":
+        from ranktapd import compact
+
+        return compact.main(arguments)
     from ranktapd import tail
 
     return tail.main(arguments)

@@ -54,6 +54,9 @@ class Config:
     """A point that ranks have not reported is written without them after this long."""
     segment_bytes: int = limits.SEGMENT_BYTES
     """A journal is deleted in pieces of this size."""
+    keep_finished_s: float = 86_400.0
+    """The journal of a run that has finished goes this long after all of it was written: until
+    then its event files can be made again of it. An embedded daemon keeps none."""
 
     min_free_bytes: int = 256 * limits.MIB
     """With less room on the disk nothing is accepted, until there is more."""
@@ -65,6 +68,9 @@ class Config:
     the others. At 100 MB/s it takes eleven minutes to get there."""
     max_runs: int = 10_000
     """Runs whose journal is open: each takes a descriptor and 3 KB."""
+    max_run_tags: int = limits.TAGS
+    """Tags of a run, those of its sub-runs and those that are made of others included; what is
+    logged under more is left out."""
     max_workers: int = 256
     """Runs that are written at the same time; a worker takes about 60 MB."""
     max_sessions: int = 20_000
@@ -191,10 +197,12 @@ RULES: dict[str, Rule] = {
     "on_conflict": Rule("'error' or 'suffix'", _one_of("error", "suffix"), reloads=True),
     "straggler_timeout_s": _number(0.1, 86_400, "seconds", whole=False),
     "segment_bytes": dataclasses.replace(_number(1 << 16, 1 << 32, "bytes"), reloads=False),
+    "keep_finished_s": _number(0, 10 * 365 * 86_400, "seconds", whole=False),
     "min_free_bytes": _BYTES,
     "max_journal_bytes": _number(limits.MIB, 1 << 60, "bytes"),
     "max_run_journal_bytes": _number(limits.MIB, 1 << 60, "bytes"),
     "max_runs": _counted("runs"),
+    "max_run_tags": _counted("tags"),
     "max_workers": _counted("processes"),
     "max_sessions": _counted("sessions"),
     "max_message_bytes": _number(limits.MIB, limits.MESSAGE_BYTES, "bytes"),

@@ -34,7 +34,9 @@ from ranktapd.entries import WindowsExpired
 from ranktapd.http_status import STANDSTILL_S, Health, HttpStatus
 from ranktapd.intake import Intake
 from ranktapd.overview import Overview
-from ranktapd.runs import Run, RunPlace, free_bytes, unfinished_runs
+from ranktapd.retention import FinishedRuns
+from ranktapd.room import Room
+from ranktapd.runs import Run, RunPlace
 from ranktapd.service_manager import ServiceManager
 from ranktapd.status import Metrics
 from ranktapd.supervisor import Supervisor
@@ -50,10 +52,10 @@ IDLE_S = 2.0
 at once."""
 FIRST_SESSION_S = 60.0
 """How long an embedded daemon waits for the session that it was started for."""
+LAST_TURN_S = 1.0
+"""What journals that go may take of its end. The others go when there is a daemon again."""
 LOCK_WAIT_S = 0.2
 """Ranks that look whether a daemon is there hold the lock, shared, for some microseconds."""
-WEIGH_S = 1.0
-"""How often journals are weighed: at 1 GB/s a limit is passed by 1 GB."""
 MAX_SOCKETS = 65_536
 
 
@@ -86,16 +88,23 @@ class Daemon:
         self._lock = FileLock(places.lock_path(settings.logdir))
         self._state_lock = FileLock(settings.state / "daemon.lock")
         self._supervisor = Supervisor(
-            self._worker_command, self._expire, self._metrics, settings.max_workers
-        )
+            self._worker_command, self._expire, self._limit_met, self._metrics,
+            settings.max_workers,
+        )  # fmt: skip
         self._health = Health(manager.watchdog_s or STANDSTILL_S)
         self._http = HttpStatus(self._metrics.registry, self._health)
         self._overview = Overview(settings, self._runs, self._supervisor)
+        self._intake: Intake | None = None
         self._idle_since: float | None = None
         self._seen_session = False
         self._next_tick = 0.0
-        self._next_weighing = 0.0
-        self._waiting_bytes = 0
+        self._finished = FinishedRuns(settings.state, self._keep_finished_s)
+        self._room = Room(settings, self._runs, self._supervisor, self._finished, self._metrics)
+
+    @property
+    def _keep_finished_s(self) -> float:
+        # Nobody may come after an embedded one, to let its journals go.
+        return 0.0 if self._embedded else self._config.keep_finished_s
 
     def run(self, ready: Callable[[], None]) -> int:
         """Serve until told to end; the exit status. `ready` is called when clients can connect.
@@ -176,7 +185,7 @@ class Daemon:
                 )
 
     def _recover(self) -> None:
-        names = unfinished_runs(self._config.state)
+        names = self._finished.find()
         for index, name in enumerate(names):
             self._manager.progress(f"Recovering run {index + 1} of {len(names)}")
             try:
@@ -195,6 +204,7 @@ class Daemon:
             router, self._runs, self._run_of, self._supervisor.committed, self._metrics,
             self._config, self._access,
         )  # fmt: skip
+        self._intake = intake
         doors = self._access.sockets() if self._access is not None else []
         self._health.round(time.monotonic(), works=True)
         self._health.stage = ""
@@ -245,11 +255,12 @@ class Daemon:
             self._access.look(time.monotonic())
             intake.recheck_keys()
         intake.give_up_silent()
-        self._weigh(intake)
+        self._room.weigh(intake)
         sessions = sum(len(run.sessions.live()) for run in self._runs.values())
         self._metrics.sessions.set(sessions)
         for run in [run for run in self._runs.values() if self._may_rest(run)]:
             self._rest(run)
+        self._finished.turn()
         self._metrics.runs.set(len(self._runs))
         self._health.note = "nothing is accepted: no room" if intake.full else ""
         now = time.monotonic()
@@ -267,59 +278,6 @@ class Daemon:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = time.monotonic()
-
-    def _weigh(self, intake: Intake) -> None:
-        """See whether there is room on the disk, and in the journals."""
-        settings = self._config
-        free = free_bytes(settings.state)
-        self._metrics.free_bytes.set(free)
-        if time.monotonic() >= self._next_weighing:
-            self._next_weighing = time.monotonic() + WEIGH_S
-            try:
-                self._weigh_journals(intake)
-            except OSError as error:
-                # No descriptor to look with: what they were before is the best that is known.
-                logger.warning("journals cannot be weighed: %s", error)
-        waiting, limit, why = self._waiting_bytes, "", ""
-        if free < settings.min_free_bytes:
-            limit = "min_free_bytes"
-            why = f"{free} bytes free, {settings.min_free_bytes} are kept"
-        elif waiting > settings.max_journal_bytes:
-            limit = "max_journal_bytes"
-            why = (
-                f"{waiting} bytes of journals are not written yet, "
-                f"{settings.max_journal_bytes} may be"
-            )
-        if limit:
-            if not intake.full:
-                self._metrics.limited.labels(limit).inc()
-            intake.no_room(f"{why} ({limit})")
-        else:
-            intake.room()
-        self._metrics.full.set(intake.full)
-
-    def _weigh_journals(self, intake: Intake) -> None:
-        # Only of runs that are behind: a journal that is all written shrinks when more comes.
-        sizes = {
-            worker.run.place.name: worker.run.place.journal_bytes()
-            for worker in self._supervisor.behind
-        }
-        self._waiting_bytes = sum(sizes.values())
-        self._metrics.waiting_bytes.set(self._waiting_bytes)
-        most = self._config.max_run_journal_bytes
-        full = {
-            name: f"{size} bytes of run {name!r} are not written yet, {most} may be "
-            "(max_run_journal_bytes)"
-            for name, size in sizes.items()
-            if size > most
-        }
-        for name in full.keys() - intake.full_runs.keys():
-            self._metrics.limited.labels("max_run_journal_bytes").inc()
-            logger.warning(
-                "%(why)s: nothing of it is accepted until they are",
-                {"why": full[name], "run": name},
-            )
-        intake.full_runs = full
 
     def _reload(self, intake: Intake) -> None:
         """Take over what may change in a running daemon."""
@@ -343,6 +301,7 @@ class Daemon:
                     )
             intake.configure(self._config)
             self._supervisor.max_workers = self._config.max_workers
+            self._finished.keep_s = self._keep_finished_s
         if self._access is not None:
             self._access.reread()
         logger.info("reloaded")
@@ -376,6 +335,7 @@ class Daemon:
             suffix=suffix,
         )
         self._runs[name] = run
+        self._finished.wakes(run.place.state)
         self._supervisor.watch(run)
         return run
 
@@ -390,6 +350,7 @@ class Daemon:
 
     def _rest(self, run: Run) -> None:
         run.rest()
+        self._finished.rests(run.place.state)
         del self._runs[run.place.name]
         del self._supervisor.workers[run.place.name]
 
@@ -407,6 +368,14 @@ class Daemon:
 
     def _expire(self, run: Run, sequence: int) -> None:
         run.add(WindowsExpired(sequence))
+
+    def _limit_met(self, run: Run, limit: str, text: str) -> None:
+        # Another worker of it meets it again.
+        if limit not in run.limits_met:
+            run.limits_met[limit] = text
+            self._metrics.limited.labels(limit).inc()
+            if self._intake is not None:
+                self._intake.tell_limits(run)
 
     # -- ending -----------------------------------------------------------------------
 
@@ -426,6 +395,7 @@ class Daemon:
             time.sleep(0.01)
         for run in [run for run in self._runs.values() if self._may_rest(run)]:
             self._rest(run)
+        self._finished.turn(LAST_TURN_S)
         for worker in self._supervisor.running:
             logger.warning(
                 "run %(run)r is written up to entry %(written)d of %(last)d; the rest at the next "

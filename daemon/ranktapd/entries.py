@@ -115,6 +115,14 @@ class WindowsExpired:
 
 
 @dataclass(frozen=True, slots=True)
+class TagsLimited:
+    """From here on the run may have so many tags; before the first of these, `limits.TAGS`."""
+
+    kind: ClassVar[str] = "tags"
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class JobMoved:
     """A job that came to this run while another one was writing to it is in a run of its own."""
 
@@ -135,6 +143,8 @@ class SessionsSoFar:
     """[session, last batch, replaced] of those that ended and might say hello again."""
     moved: list[list[Any]] = field(default_factory=list)
     """[job, run], see `JobMoved`."""
+    most_tags: int | None = None
+    """See `TagsLimited`; None: nothing was said of it."""
 
 
 Words = (
@@ -144,6 +154,7 @@ Words = (
     | BatchRefused
     | SessionGone
     | WindowsExpired
+    | TagsLimited
     | JobMoved
     | SessionsSoFar
 )
@@ -157,6 +168,7 @@ _KINDS: dict[str, type[Words]] = {
         BatchRefused,
         SessionGone,
         WindowsExpired,
+        TagsLimited,
         JobMoved,
         SessionsSoFar,
     )

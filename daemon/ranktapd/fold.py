@@ -32,6 +32,7 @@ from ranktapd.entries import (
     RunBegins,
     SessionGone,
     SessionOpened,
+    TagsLimited,
     WindowsExpired,
     read_entry,
 )
@@ -110,6 +111,10 @@ class Fold:
             case WindowsExpired():
                 for windows in self._all_windows:
                     windows.expire(words.before)
+            case TagsLimited():
+                self._tags.most = words.most
+                self._scalars.forget_refused()
+                self._blobs.forget_refused()
             case BatchAccepted():
                 session = self._sessions.get(words.session)
                 if session is None:
@@ -135,6 +140,11 @@ class Fold:
             self._started = True
             start = event_file.start_record(self._begins.created, 0)
         return self._group.close(self._max_wall, position, start)
+
+    @property
+    def limits_met(self) -> dict[str, str]:
+        """Settings that what is logged has met since this was made, and what its ranks are told."""
+        return self._notices.limits_met
 
     def waits_since(self) -> int | None:
         """The entry of the oldest record that waits for other ranks; None when none does."""

@@ -113,6 +113,8 @@ class Intake:
         """Sessions whose acknowledgement waits until they have kept to their rates again."""
         self.full = False
         """The disk has no room: nothing is accepted until `room` says so."""
+        self._no_room = ""
+        """What clients are told meanwhile. The same each time: they tell it once."""
         self.full_runs: dict[str, str] = {}
         """Runs of which no batch is accepted until more of their journal is written, and why."""
         self._told_full = False
@@ -125,6 +127,8 @@ class Intake:
         """Keep to these settings from now on."""
         self._config = config
         self._rates = Rates(config.max_session_batches_per_s, config.max_session_bytes_per_s)
+        for run in self._runs.values():
+            run.limit_tags(config.max_run_tags)
 
     def gathers_s(self) -> float:
         """How long the next round should wait for more to come: a crowd sends all the time."""
@@ -233,9 +237,13 @@ class Intake:
         if time.monotonic() >= self._retry_at:
             self.full = False
 
-    def no_room(self, why: str) -> None:
-        """Accept nothing until there is room."""
+    def no_room(self, why: str, limit: str = "") -> None:
+        """Accept nothing until there is room. `limit` is the setting that was met, if one was."""
         self.full = True
+        if limit == "max_journal_bytes":
+            self._no_room = f"the daemon does not keep up with what is logged ({limit})"
+        else:
+            self._no_room = "the daemon's disk is full" + (f" ({limit})" if limit else "")
         if not self._told_full:
             self._told_full = True
             logger.error(
@@ -289,7 +297,7 @@ class Intake:
     def _hello(self, peer: bytes, hello: Hello) -> None:
         if self.full:
             self._metrics.refused.labels(str(Code.BUSY)).inc()
-            self._answer(peer, Error(Code.BUSY, "the daemon's disk is full"))
+            self._answer(peer, Error(Code.BUSY, self._no_room))
             return
         user = _property(self._sender, "User-Id")
         try:
@@ -303,6 +311,7 @@ class Intake:
         for rival in run.rivals(hello):
             # What it still sends is answered with an error, not journaled for nobody.
             self._forget(run, rival)
+        run.limit_tags(self._config.max_run_tags)
         session = run.welcome(hello, peer, time.monotonic())
         session.user = user
         session.pace.acknowledged = session.window.last
@@ -311,6 +320,15 @@ class Intake:
         other = None if run.place.name == hello.run else run.place.name
         welcome = Welcome(session.window.last, other, daemon=__version__, interval=self._interval_s)
         self._round.answers.append((run, peer, welcome))
+        for text in run.limits_met.values():
+            self._round.answers.append((run, peer, Error(Code.BUSY, text)))
+
+    def tell_limits(self, run: Run) -> None:
+        """Tell a run's ranks which limits what they log has met."""
+        for session in run.sessions.live():
+            for text in run.limits_met.values():
+                # No code that stops them: what is not over the limit is kept.
+                self._answer(session.peer, Error(Code.BUSY, text))
 
     def _refusal_now(self, probe: Probe) -> Refusal | None:
         """Why a hello for a probe's run would be refused. Nothing is counted, logged or opened."""
@@ -424,7 +442,7 @@ class Intake:
             return
         verdict = session.window.judge(message.number)
         self._round.tally.batch(verdict.value)
-        busy = "the daemon's disk is full" if self.full else self.full_runs.get(run.place.name)
+        busy = self._no_room if self.full else self.full_runs.get(run.place.name)
         if busy is not None:
             # Its number does not count: the client holds it and will be asked for it.
             session.missed = True

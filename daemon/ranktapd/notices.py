@@ -12,10 +12,17 @@ class Notices:
 
     def __init__(self) -> None:
         self._told: set[str] = set()
+        self.limits_met: dict[str, str] = {}
+        """By the setting's name, what those are told who have met it."""
 
     def tell(self, text: str) -> None:
         """Log a warning."""
         logger.warning("%(text)s", {"text": text})
+
+    def tell_limit(self, setting: str, text: str) -> None:
+        """Log that a limit was met, the first time."""
+        self.limits_met.setdefault(setting, text)
+        self.tell_once(f"limit {setting}", text)
 
     def tell_once(self, key: str, text: str) -> None:
         """Log a warning, unless one of that key was logged already."""

@@ -22,9 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ranktap_wire import rules
 from ranktap_wire.journal import Position, make_directory
-from ranktapd import event_file
+from ranktapd import compaction, event_file
 from ranktapd.directories import claim
 from ranktapd.durable_files import replace_file
 from ranktapd.entries import RunBegins
@@ -64,6 +63,7 @@ class RunFiles:
         self._open: dict[str, None] = {}
         """Those that have a descriptor, the one that was used last at the end."""
         self._writers: dict[str, SummaryWriter] = {}
+        compaction.complete(place)
         self.own = self._writer("")
 
     @property
@@ -115,9 +115,7 @@ class RunFiles:
 
     def _writer(self, sub_run: str) -> SummaryWriter:
         directory = self._place.events / sub_run
-        pointer = self._place.state / "event_file"
-        if sub_run:
-            pointer = self._place.state / "event_files" / rules.run_directory_name(sub_run)
+        pointer = self._place.pointer(sub_run)
         begins = self._begins
 
         def later(existing: list[str]) -> str:

@@ -44,6 +44,8 @@ class RunTags:
 
     def __init__(self, notices: Notices) -> None:
         self._notices = notices
+        self.most = limits.TAGS
+        """How many there may be, see `entries.TagsLimited`."""
         self._kinds: dict[str, str] = {}
         self._ids: dict[tuple[str, Style], int] = {}
         self.names: list[str] = []
@@ -90,8 +92,9 @@ class RunTags:
             tell_once(f"kind {name}", f"{name!r} is {known}; as {kind} it is left out")
             return False
         sub_run, tag = split_name(name)
-        if len(self._kinds) >= limits.TAGS:
-            tell_once("tags", f"more than {limits.TAGS} tags: the others are left out")
+        if len(self._kinds) >= self.most:
+            text = f"this run has {self.most} tags (max_run_tags): what is logged under others"
+            self._notices.tell_limit("max_run_tags", f"{text} is left out")
             return False
         if sub_run not in self._sub_runs and len(self._sub_runs) > SUB_RUNS:
             tell_once("sub-runs", f"more than {SUB_RUNS} sub-runs: the others are left out")
@@ -109,6 +112,7 @@ class RunTags:
         return {
             "kinds": list(self._kinds.items()),
             "ids": [[name, int(style)] for name, style in self._ids],
+            "most": self.most,
         }
 
     @classmethod
@@ -116,8 +120,10 @@ class RunTags:
         """The tags that `state` was taken of."""
         tags = cls(notices)
         kinds = dict(state["kinds"])
+        tags.most = max(limits.TAGS, len(kinds))  # those that are there stay
         for name, kind in kinds.items():
             tags._admit(name, kind)
         for name, style in state["ids"]:
             tags.id_of(name, kinds[name], Style(style))
+        tags.most = state.get("most", limits.TAGS)
         return tags

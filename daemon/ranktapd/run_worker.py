@@ -26,7 +26,7 @@ import numpy as np
 
 from ranktap_wire.journal import Damage, Entry, Position, segments
 from ranktapd import checkpoint, logs
-from ranktapd.dirlock import FileLock
+from ranktapd.dirlock import FileLock, LockedError
 from ranktapd.output import Output
 from ranktapd.runs import RunPlace, quarantined
 
@@ -40,7 +40,8 @@ WRITE_BYTES = 16 << 20
 DRAWING_THREADS = 4
 """A picture of 512x512x3 takes 3 ms. Arbitrary: measured on two cores only."""
 LOCK_WAIT_S = 30.0
-"""The worker of a main process that was killed ends within a round of its own."""
+"""The worker of a main process that was killed ends within a round of its own. Less than
+`supervisor.SILENT_S`."""
 OVERVIEW_S = 1.0
 """How often it says how the run looks, at most: a person's second."""
 ROUND_S = 0.02
@@ -123,9 +124,11 @@ class RunWorker:
         self._files = standing.files
         self._unwritten: list[Output] = []
         self._snapshot_segment = self._reader.position.segment
+        self._at_group_end = True
         # (when, up to which entry): how long the records that wait have waited.
         self._rounds: deque[tuple[float, int]] = deque()
         self._asked = -1
+        self._limits_said = 0
         self._next_overview = 0.0
         self._has_news = False
         """Something was written since it was last said how the run looks."""
@@ -143,6 +146,9 @@ class RunWorker:
             if self._reader.position.sequence < self._controls.committed:
                 continue  # more was told of while it folded
             if self._controls.finish:
+                # Where it can be continued from, when its journal has gone.
+                if self._at_group_end:
+                    self._leave_segment(self._reader.position)
                 self._files.sync()
                 self._say_overview()
                 return
@@ -164,6 +170,7 @@ class RunWorker:
         """Bring the files to where the journal is."""
         unwritten_bytes = 0
         for entry in self._reader.entries(sequence):
+            self._at_group_end = isinstance(entry, Entry) and entry.ends_group
             if isinstance(entry, Damage):
                 logger.error("run %(run)r: %(damage)s", {"run": self._place.name, "damage": entry})
                 continue
@@ -200,6 +207,9 @@ class RunWorker:
         self._controls.say(
             folded=position.sequence, segment=position.segment, offset=position.offset
         )
+        for limit, text in [*self._fold.limits_met.items()][self._limits_said :]:
+            self._controls.say(limit=limit, text=text)
+        self._limits_said = len(self._fold.limits_met)
         now = time.monotonic()
         if not self._rounds or now - self._rounds[-1][0] > ROUND_S:
             self._rounds.append((now, self._folded))
@@ -253,6 +263,24 @@ class RunWorker:
         return self._straggler_timeout_s / 10
 
 
+def _lock(place: RunPlace, controls: Controls) -> bool:
+    """Become the run's one writer; False: the main process is gone."""
+    lock = FileLock(place.state / "writer.lock")
+    while not controls.ended:
+        try:
+            lock.acquire(f"another process writes run {place.name!r}", LOCK_WAIT_S)
+        except LockedError as error:
+            # The worker of a main process that was killed, or a compaction that takes long.
+            logger.warning(
+                "run %(run)r: %(error)s: waiting for it", {"run": place.name, "error": error}
+            )
+            controls.say(waiting=0)
+            controls.hear()
+        else:
+            return True
+    return False
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ranktapd run worker")
     parser.add_argument("--run", required=True)
@@ -271,10 +299,9 @@ def main(arguments: list[str] | None = None) -> int:
     # much at the end of its heap. It learns nothing from blocks of more than 32 MiB.
     np.empty(31 << 20, np.uint8)
     place = RunPlace.of(options.logdir, options.state_dir, options.run)
-    FileLock(place.state / "writer.lock").acquire(
-        f"another worker writes run {options.run!r}", LOCK_WAIT_S
-    )
     controls = Controls()
+    if not _lock(place, controls):
+        return 0
     while controls.committed < 0 and not controls.ended:
         controls.wait(None)
     if controls.ended:

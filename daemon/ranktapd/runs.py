@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ranktap_wire import rules
+from ranktap_wire import limits, rules
 from ranktap_wire.journal import (
     START,
     Damage,
@@ -21,20 +21,25 @@ from ranktap_wire.journal import (
     JournalWriter,
     Position,
     make_directory,
-    segment_path,
     segments,
     sync_directory,
 )
 from ranktap_wire.messages import Code, FrameError, Hello
 from ranktap_wire.records import Buffer
 from ranktapd.directories import claim
-from ranktapd.entries import RunBegins, SessionGone, SessionOpened, Words, pack_entry, read_entry
+from ranktapd.entries import (
+    RunBegins,
+    SessionGone,
+    SessionOpened,
+    TagsLimited,
+    Words,
+    pack_entry,
+    read_entry,
+)
+from ranktapd.retention import Rest, journal_bytes
 from ranktapd.sessions import RunSessions, Session
 
 logger = logging.getLogger("ranktapd")
-
-RESTING = "resting"
-"""The file in a run's state that says up to where its journal was all written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +66,13 @@ class RunPlace:
 
     def journal_bytes(self) -> int:
         """What its journal takes on the disk."""
-        total = 0
-        for number in segments(self.journal):
-            try:
-                total += segment_path(self.journal, number).stat().st_size
-            except FileNotFoundError:
-                continue  # its worker has just left it
-        return total
+        return journal_bytes(self.journal)
+
+    def pointer(self, sub_run: str = "") -> Path:
+        """The file that says which event file of it, or of a sub-run, is being written."""
+        if not sub_run:
+            return self.state / "event_file"
+        return self.state / "event_files" / rules.run_directory_name(sub_run)
 
     @classmethod
     def of(cls, logdir: Path, state_dir: Path, run: str) -> RunPlace:
@@ -84,6 +89,8 @@ class Run:
     records: int = 0
     """Taken since it was opened; `nbytes` are those of their batches."""
     nbytes: int = 0
+    limits_met: dict[str, str] = field(default_factory=dict)
+    """Settings that what it logs has met in its worker, and what its ranks are told."""
     _pending: list[tuple[bool, list[Buffer]]] = field(default_factory=list)
     """(is a batch, its frames)"""
     _before: dict[bytes, int] = field(default_factory=dict)
@@ -169,6 +176,11 @@ class Run:
         """Say something in this round's group, and take it in."""
         self._pending.append((False, pack_entry(words)))
         self.sessions.fold(words)
+
+    def limit_tags(self, most: int) -> None:
+        """Let it have so many tags from here on."""
+        if most != (self.sessions.most_tags or limits.TAGS):
+            self.add(TagsLimited(most))
 
     def add_batch(self, session: Session, words: Words, frames: list[Buffer], number: int) -> None:
         """A batch that follows the session's last one, or the refusal of one."""
@@ -282,7 +294,9 @@ class Run:
         """
         self.close()
         try:
-            (self.place.state / RESTING).write_text(_length(self.place.journal))
+            Rest.of(self.place.journal, self.journal.last, self.sessions.so_far()).write(
+                self.place.state
+            )
         except OSError as error:
             # The next daemon opens it, finds nothing to do, and lets it rest again.
             logger.warning("run %(run)r: %(error)s", {"run": self.place.name, "error": error})
@@ -294,29 +308,6 @@ class Run:
 def quarantined(place: RunPlace) -> set[int]:
     """Sequence numbers of the entries that were set aside."""
     return {int(path.stem) for path in place.quarantine.glob("*.entry")}
-
-
-def unfinished_runs(state_dir: Path) -> list[str]:
-    """Runs that have a journal of which something may have to be written still."""
-    return sorted(
-        rules.run_of_directory_name(path.name)
-        for path in (state_dir / "runs").glob("*")
-        if path.is_dir() and not _rests(path)
-    )
-
-
-def _rests(state: Path) -> bool:
-    """Whether the journal is still as long as it was when all of it had been written."""
-    try:
-        return (state / RESTING).read_text() == _length(state / "journal")
-    except (OSError, LookupError):
-        return False
-
-
-def _length(journal: Path) -> str:
-    """How far a journal goes: its last segment, and the bytes of it."""
-    path = segment_path(journal, segments(journal)[-1])
-    return f"{path.name} {path.stat().st_size}"
 
 
 def free_bytes(path: Path) -> int:

@@ -104,6 +104,10 @@ class Scalars:
         self.windows.resize(world_size)
         self._tables.clear()
 
+    def forget_refused(self) -> None:
+        """Ask again which tags there may be."""
+        self._tables.clear()
+
     def _read_table(self, columns: Columns, rank: int) -> _TableIds:
         ids = np.full(len(columns.tags), -1, np.int64)
         merged = np.zeros(len(columns.tags), np.bool_)

@@ -13,6 +13,7 @@ from ranktapd.entries import (
     SessionGone,
     SessionOpened,
     SessionsSoFar,
+    TagsLimited,
     Words,
 )
 from ranktapd.pace import Pace
@@ -93,6 +94,8 @@ class RunSessions:
     ended: dict[bytes, Ended] = field(default_factory=dict)
     moved: dict[str, str] = field(default_factory=dict)
     """Job to the run where it is instead of here."""
+    most_tags: int | None = None
+    """How many tags the run may have, as its journal says last; None: it has said nothing."""
 
     def live(self) -> list[Session]:
         return [session for session in self.sessions.values() if not session.away]
@@ -125,7 +128,10 @@ class RunSessions:
                 self.moved[words.job] = words.run
                 while len(self.moved) > MOVED_MAX:
                     del self.moved[next(iter(self.moved))]
+            case TagsLimited():
+                self.most_tags = words.most
             case SessionsSoFar():
+                self.most_tags = words.most_tags
                 self.moved = dict(words.moved)
                 self.ended = {
                     identity: Ended(last, replaced) for identity, last, replaced in words.ended
@@ -167,4 +173,5 @@ class RunSessions:
             ],
             [[identity, ended.last, ended.replaced] for identity, ended in self.ended.items()],
             [[job, run] for job, run in self.moved.items()],
+            self.most_tags,
         )

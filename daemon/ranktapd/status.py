@@ -29,6 +29,7 @@ class Metrics:
     runs: Gauge = field(init=False)
     lag: Gauge = field(init=False)
     waiting_bytes: Gauge = field(init=False)
+    kept_bytes: Gauge = field(init=False)
     free_bytes: Gauge = field(init=False)
     full: Gauge = field(init=False)
     clients: Gauge = field(init=False)
@@ -61,6 +62,9 @@ class Metrics:
         self.runs = gauge("runs", "Runs whose journal is open")
         self.waiting_bytes = gauge(
             "waiting_journal_bytes", "Journals of runs that are not all written"
+        )
+        self.kept_bytes = gauge(
+            "kept_journal_bytes", "All journals on the disk, those of finished runs included"
         )
         self.free_bytes = gauge("free_bytes", "Room on the state directory's disk")
         self.full = gauge("full", "1 while nothing is accepted for want of room")

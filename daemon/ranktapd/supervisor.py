@@ -11,6 +11,7 @@ and says, on its standard output, how far it has come. Both speak JSON, one obje
                                                   0: behind a group, about to write it
                       {"waiting": sequence}       for room on the disk; it lives
                       {"overview": {...}}         how the run looks, see `Fold.overview`
+                      {"limit": name, "text": t}  what is logged has met a setting
 
 A worker that died is started in careful mode, in which it names each entry first. An
 entry at which three careful workers died is set aside. Other runs never notice.
@@ -71,6 +72,8 @@ class Worker:
     """When it last said anything, or was first asked to say something."""
     start_at: float = 0.0
     """Not before this."""
+    waits_turn: bool = False
+    """It may not start, because as many as may be are running."""
     started_at: float = 0.0
     restart_s: float = RESTART_MIN_S
     careful: bool = False
@@ -128,11 +131,13 @@ class Supervisor:
         self,
         command: Callable[[Run], list[str]],
         expire: Callable[[Run, int], None],
+        limit_met: Callable[[Run, str, str], None],
         metrics: Metrics,
         max_workers: int,
     ) -> None:
         self._command = command
         self._expire = expire
+        self._limit_met = limit_met
         self._metrics = metrics
         self.max_workers = max_workers
         self._finishing = False
@@ -249,8 +254,14 @@ class Supervisor:
     # -- one worker -------------------------------------------------------------------
 
     def _start_due(self, worker: Worker, now: float) -> None:
-        if self._finishing or not worker.is_due(now) or not self._has_place(worker, now):
+        if self._finishing or not worker.is_due(now):
             return
+        if not self._has_place(worker, now):
+            if not worker.waits_turn:
+                worker.waits_turn = True
+                self._metrics.limited.labels("max_workers").inc()
+            return
+        worker.waits_turn = False
         command = self._command(worker.run) + (["--careful"] if worker.careful else [])
         try:
             worker.process = subprocess.Popen(
@@ -301,6 +312,8 @@ class Supervisor:
                 worker.overview = said["overview"]
             elif "expire" in said:
                 self._expire(worker.run, said["expire"])
+            elif "limit" in said:
+                self._limit_met(worker.run, said["limit"], said["text"])
             elif "at" in said:
                 worker.at = said["at"] or None
 

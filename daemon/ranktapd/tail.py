@@ -127,8 +127,14 @@ class RunTail:
         if later:
             # The former one is never written again, but it was until now.
             yield from self._lines()
+            was_compacted = self._file.was_cut
             self._file.close()
             self._file = EventTail(self._directory / later[0])
+            if was_compacted:
+                # What it holds now is what the former one held, which was shown.
+                self._file.seek_back(READ_BYTES)
+                for _ in self._file.payloads():
+                    pass
             yield from self._lines()
 
     def _names(self) -> list[str]:
@@ -164,6 +170,11 @@ class EventTail:
                 return
             nbytes *= 8
         self.offset = 0
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether what was shown of it is not there any more, see compaction.py."""
+        return os.fstat(self._fd).st_size < self.offset
 
     def payloads(self) -> Iterator[bytes]:
         """What is whole behind `offset`, which is behind it afterwards."""

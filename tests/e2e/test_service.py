@@ -17,7 +17,7 @@ import ranktap
 from ranktapd import keygen
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import scalar_points
-from tests.support.strangers import free_port, metrics
+from tests.support.strangers import free_port
 from tests.support.waiting import wait_for
 
 StartDaemon = Callable[..., DaemonProcess]
@@ -293,63 +293,3 @@ def test_check_sees_the_daemon_that_has_the_logdir(
     done = ranktapd("check", f"--logdir={daemon.logdir}", f"--listen={daemon.endpoint}")
     assert done.returncode == 0, done.stdout
     assert f"a ranktapd has this logdir now; it listens on {daemon.endpoint}" in done.stdout
-
-
-# -- limits -----------------------------------------------------------------------------
-
-
-def test_a_run_that_is_written_too_slowly_is_held_up_and_loses_nothing(
-    start_daemon: StartDaemon, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = tmp_path / "ranktapd.toml"
-    config.write_text(f"max_run_journal_bytes = {MIB}\n")
-    port = free_port()
-    daemon = start_daemon(f"--config={config}", f"--metrics=127.0.0.1:{port}")
-    steps = iter(range(10_000_000))
-    with open_tap(daemon.endpoint) as tap:
-
-        def log(count: int) -> None:
-            for _, step in zip(range(count), steps, strict=False):
-                tap.scalar("value", float(step), step)
-
-        log(10)
-        assert tap.flush(timeout=30)
-        (worker,) = wait_for(daemon.workers, "a worker")
-        worker.suspend()
-        log(100_000)
-
-        def is_held_up() -> bool:
-            log(1)
-            return ("ranktapd_limited_total", "max_run_journal_bytes") in metrics(port)
-
-        wait_for(is_held_up, "the limit to be met")
-        log(10)
-        assert not tap.flush(timeout=0.5)
-        assert "(max_run_journal_bytes)" in caplog.text
-        with open_tap(daemon.endpoint, "another") as other:
-            other.scalar("value", 1.0, 0)
-            assert other.flush(timeout=30)
-        worker.resume()
-        assert tap.flush(timeout=30)
-        logged = next(steps)
-    assert daemon.stop() == 0
-    points = scalar_points(daemon.logdir / "run")["value"]
-    assert points == [(step, float(step)) for step in range(logged)]
-
-
-def test_a_rank_that_sends_too_much_is_slowed_down_and_loses_nothing(
-    start_daemon: StartDaemon, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = tmp_path / "ranktapd.toml"
-    config.write_text("max_session_batches_per_s = 10\n")
-    daemon = start_daemon(f"--config={config}")
-    with open_tap(daemon.endpoint) as tap:
-        for step in range(40):  # two seconds' worth at once, and two more
-            tap.scalar("value", float(step), step)
-            tap.flush(timeout=0)
-            wait_for(lambda: not tap._outbox, "the batch to be made")
-        assert tap.flush(timeout=30)
-    assert "this rank sends more than it may (max_session_batches_per_s)" in caplog.text
-    assert daemon.stop() == 0
-    points = scalar_points(daemon.logdir / "run")["value"]
-    assert points == [(step, float(step)) for step in range(40)]

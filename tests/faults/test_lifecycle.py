@@ -14,7 +14,8 @@ import pytest
 
 import ranktap
 from ranktapd.entries import WindowsExpired
-from ranktapd.runs import Run, RunPlace, unfinished_runs
+from ranktapd.retention import FinishedRuns
+from ranktapd.runs import Run, RunPlace
 from tests.support.crashing_worker import POISON
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import scalar_points
@@ -247,13 +248,13 @@ def test_a_run_that_goes_on_in_a_new_segment_is_not_taken_for_finished(tmp_path:
 
     run = open_run()
     run.rest()
-    assert unfinished_runs(tmp_path / "state") == []
+    assert FinishedRuns(tmp_path / "state", 0.0).find() == []
     run = open_run()
-    assert unfinished_runs(tmp_path / "state") == [], "nothing has been added"
+    assert FinishedRuns(tmp_path / "state", 0.0).find() == [], "nothing has been added"
     run.add(WindowsExpired(1))
     run.commit()
     run.close()
-    assert unfinished_runs(tmp_path / "state") == ["job"]
+    assert FinishedRuns(tmp_path / "state", 0.0).find() == ["job"]
 
 
 # -- quarantine ---------------------------------------------------------------------------

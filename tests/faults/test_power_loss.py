@@ -24,7 +24,8 @@ import pytest
 import ranktap
 from ranktap_wire.messages import Hello
 from ranktapd.entries import BatchAccepted, SessionGone, SessionOpened, read_entry
-from ranktapd.runs import Run, RunPlace, quarantined, unfinished_runs
+from ranktapd.retention import FinishedRuns
+from ranktapd.runs import Run, RunPlace, quarantined
 from tests.support import folding, forgetful_disk, ledger
 from tests.support.crashing_worker import POISON
 from tests.support.daemons import DaemonProcess
@@ -239,7 +240,7 @@ def _acknowledged(operations: list[Operation]) -> dict[bytes, int]:
 def _recover(recording: Recording, logdir: Path, acknowledged: dict[bytes, int]) -> RunPlace:
     """What a daemon and a worker do that find this disk, and then the job's clients."""
     place = _place(logdir)
-    if RUN in unfinished_runs(logdir / ".ranktap") or not place.state.exists():
+    if RUN in FinishedRuns(logdir / ".ranktap", 0.0).find() or not place.state.exists():
         _finish_job(recording, place, acknowledged)
     else:
         assert acknowledged == {name: len(sent) for name, sent in recording.batches.items()}

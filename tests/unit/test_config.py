@@ -70,9 +70,10 @@ def test_all_settings_can_be_set(tmp_path: Path) -> None:
         "socket_group": group, "server_key": tmp_path / "key", "client_keys": tmp_path / "clients",
         "insecure": True, "metrics": "127.0.0.1:0", "log_format": "json",
         "sync": "off", "on_conflict": "suffix",
-        "straggler_timeout_s": 2.5,
+        "straggler_timeout_s": 2.5, "keep_finished_s": 0.0,
         "segment_bytes": 1 << 16, "min_free_bytes": 0, "max_journal_bytes": 1 << 30,
-        "max_run_journal_bytes": 1 << 29, "max_runs": 1, "max_workers": 1, "max_sessions": 1,
+        "max_run_journal_bytes": 1 << 29, "max_runs": 1, "max_run_tags": 1, "max_workers": 1,
+            "max_sessions": 1,
         "max_message_bytes": 1 << 20, "max_session_batches_per_s": 1,
         "max_session_bytes_per_s": 1 << 20,
     }  # fmt: skip
@@ -105,7 +106,10 @@ def test_the_command_line_goes_before_the_file() -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("colour = 1\n", ": colour: no such setting; allowed are client_keys, insecure, listen, "),
+        (
+            "colour = 1\n",
+            ": colour: no such setting; allowed are client_keys, insecure, keep_finished_s, ",
+        ),
         ("[limits]\nmax_runs = 1\n", ": limits: no such setting; allowed are "),
         ("max_runs = \n", ": Invalid value (at line 1, column 12)"),
         ("max_runs = 1\nmax_runs = 2\n", ": Cannot overwrite a value (at line 2, column 13)"),

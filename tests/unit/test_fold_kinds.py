@@ -18,10 +18,12 @@ from torch.utils.tensorboard import summary as torch_summary
 
 from ranktap_wire import documents, limits
 from ranktap_wire.kind_rules import EMBEDDING_TAG_BYTES
-from ranktap_wire.records import Across, Blob, Buffer, Kind
+from ranktap_wire.records import Across, Batch, Blob, Buffer, Kind
 from ranktap_wire.shown import LAYOUT_TAG
 from ranktapd import drawing, run_tags
+from ranktapd.entries import TagsLimited
 from ranktapd.fold import Fold
+from tests.support import messages
 from tests.unit.test_fold import Journal, begun, events
 
 CHANCE = np.random.default_rng(0)
@@ -346,6 +348,31 @@ def test_more_sub_runs_than_there_may_be_are_left_out_and_the_others_go_on(
     assert {name for name, _ in journal.fold.state()["tags"]["kinds"]} == {
         "loss", "a\tloss", "b\tloss",
     }  # fmt: skip
+
+
+def test_tags_beyond_those_there_may_be_are_left_out_as_the_journal_says() -> None:
+    own = len(begun(1).fold.state()["tags"]["kinds"])
+
+    def journal(*, from_snapshots: bool) -> Journal:
+        journal = begun(1)
+        number = 0
+        for most, expected in ((3, "abc"), (2, "abc"), (5, "abcde")):
+            journal.say(TagsLimited(own + most))
+            for _ in range(2):  # the second time its tag table is known
+                number += 1
+                logged = messages.columns([1.0] * 6, tuple("abcdef"))
+                journal.batch(0, number, Batch(logged))
+                assert tags(journal.last.join()) == list(expected)
+                if from_snapshots:
+                    state = journal.fold.state()
+                    journal.fold = Fold.restore(state, ThreadPoolExecutor(1))
+        return journal
+
+    straight = journal(from_snapshots=False)
+    assert straight.output == journal(from_snapshots=True).output
+    assert straight.fold.state()["tags"]["most"] == own + 5
+    text = f"this run has {own + 3} tags (max_run_tags): what is logged under others is left out"
+    assert straight.fold.limits_met == {"max_run_tags": text}
 
 
 # -- embeddings ---------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from ranktap_wire.messages import (
     Welcome,
 )
 from ranktap_wire.records import Batch, Buffer
-from ranktapd import __version__, crowd, log_budget, pace, runs, sessions
+from ranktapd import __version__, crowd, log_budget, pace, sessions
 from ranktapd import intake as intake_module
 from ranktapd.config import Config
 from ranktapd.entries import (
@@ -44,6 +44,7 @@ from ranktapd.entries import (
     read_entry,
 )
 from ranktapd.intake import Intake
+from ranktapd.retention import FinishedRuns
 from ranktapd.runs import Run, RunPlace
 from ranktapd.status import Metrics
 from tests.support.journals import flip_bit, read_journal
@@ -976,7 +977,7 @@ def test_a_run_is_kept_below_the_state_directory_whatever_its_name(tmp_path: Pat
         assert place.state.parent == tmp_path / "state" / "runs"
         assert place.events == tmp_path / "logs" / name
         place.journal.mkdir(parents=True)
-    assert runs.unfinished_runs(tmp_path / "state") == ["%2F", "a", "a%2Fb", "a/b"]
+    assert FinishedRuns(tmp_path / "state", 0.0).find() == ["%2F", "a", "a%2Fb", "a/b"]
 
 
 def test_a_crowd_is_asked_to_collect_for_longer_and_told_when_it_has_gone(

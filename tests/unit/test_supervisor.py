@@ -35,7 +35,11 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 def watching(run: Run, program: str) -> Supervisor:
     each = Supervisor(
-        lambda run: [sys.executable, "-c", program], lambda run, sequence: None, Metrics(), 1
+        lambda run: [sys.executable, "-c", program],
+        lambda run, sequence: None,
+        lambda run, limit, text: None,
+        Metrics(),
+        1,
     )
     each.watch(run)
     each.turn()
