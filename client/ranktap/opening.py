@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import secrets
@@ -32,6 +33,7 @@ def init(
     comment: str = "",
     filename_suffix: str = "",
     resume_step: int | None = None,
+    spool: str | os.PathLike[str] | None = None,
     memory: int = 256 << 20,
 ) -> Tap:
     """This rank's tap. Returns at once, whether a daemon is there or not.
@@ -49,11 +51,16 @@ def init(
     earlier one logged at or past it is void. `memory` bounds, in bytes, what is held
     while the daemon cannot be reached.
 
+    `spool` (or RANKTAP_SPOOL) is a directory, which ranks may share, for what memory should
+    not hold, and for what waits longer than seconds: nothing is dropped while its disk takes
+    it. It is sent when the daemon can be reached, or by `ranktap sync` when this process is
+    gone. With it no daemon has to be there, ever.
+
     With RANKTAP_DISABLED=1 it returns a tap whose methods do nothing.
 
     Raises:
         TypeError, ValueError: an argument or an environment variable is not of this form.
-        LookupError: there is no daemon to be found, or no name for the run.
+        LookupError: there is no daemon to be found, and no spool, or no name for the run.
         ModuleNotFoundError: `logdir` needs what `pip install 'ranktap[daemon]'` installs.
     """
     identity = ranks.identify()
@@ -92,7 +99,9 @@ def init(
         resume_step=None if resume_step is None else rules.check_step(resume_step, "resume_step"),
         about=about.gather(identity, is_given=is_given),
     )
-    return Tap(hello, _daemon(endpoint, logdir, identity), int(memory))
+    kept = spool_directory(spool)
+    locate = find_daemon(endpoint, logdir, identity, may_be_absent=kept is not None)
+    return Tap(hello, locate, int(memory), kept)
 
 
 def is_disabled() -> bool:
@@ -103,6 +112,18 @@ def is_disabled() -> bool:
 def endpoint_elsewhere(endpoint: str | None) -> str | None:
     """The endpoint of the daemon that was named, here or in the environment; None: none was."""
     return endpoint or os.environ.get("RANKTAP_ENDPOINT") or None
+
+
+def spool_directory(spool: str | os.PathLike[str] | None) -> Path | None:
+    """The directory of the spool that was named, here or in the environment, absolute.
+
+    Raises:
+        TypeError, ValueError: it is no path.
+    """
+    named = spool if spool is not None else os.environ.get("RANKTAP_SPOOL")
+    if named is None or named == "":
+        return None
+    return _check_path(named, "spool")
 
 
 def run_name(run: str | None, identity: ranks.Identity, comment: str) -> str:
@@ -128,16 +149,26 @@ def run_name(run: str | None, identity: ranks.Identity, comment: str) -> str:
     return name
 
 
-def _daemon(
-    endpoint: str | None, logdir: str | os.PathLike[str] | None, identity: ranks.Identity
+def find_daemon(
+    endpoint: str | None,
+    logdir: str | os.PathLike[str] | None,
+    identity: ranks.Identity,
+    *,
+    may_be_absent: bool = False,
 ) -> Callable[[], Address]:
-    """How to find the daemon."""
+    """How to find the daemon; what is returned raises OSError while there is none.
+
+    Raises:
+        TypeError, ValueError: `endpoint` or `logdir` is not of this form.
+        LookupError: none was named and none is here, unless it `may_be_absent`.
+        ModuleNotFoundError: `logdir` needs what is not installed.
+    """
     elsewhere = endpoint_elsewhere(endpoint)
     if elsewhere is not None:
         named = Address(_check_endpoint(elsewhere))
         return lambda: named
     if logdir is not None:
-        directory = _check_logdir(logdir)
+        directory = _check_path(logdir, "logdir")
         if ranks.spans_machines(identity):
             if identity.rank == 0:
                 embedded.check_installed()
@@ -145,8 +176,8 @@ def _daemon(
         embedded.check_installed()
         daemon = embedded.EmbeddedDaemon(directory)
         return lambda: Address(daemon.locate())
-    if answers(places.SERVICE_SOCKET):
-        return lambda: Address(f"ipc://{places.SERVICE_SOCKET}")
+    if may_be_absent or answers(places.SERVICE_SOCKET):
+        return functools.partial(_service, is_sure=not may_be_absent)
     raise LookupError(
         "no daemon to log to: give endpoint= (or set RANKTAP_ENDPOINT) for a ranktapd elsewhere, "
         "or logdir= to have one started on this machine, or start the service "
@@ -154,13 +185,20 @@ def _daemon(
     )
 
 
-def _check_logdir(logdir: object) -> Path:
+def _service(*, is_sure: bool) -> Address:
+    """This machine's service; when it is not sure to be there, it is asked first."""
+    if not (is_sure or answers(places.SERVICE_SOCKET)):
+        raise OSError(f"no ranktapd was named, and {places.SERVICE_SOCKET} does not answer")
+    return Address(f"ipc://{places.SERVICE_SOCKET}")
+
+
+def _check_path(path: object, name: str) -> Path:
     """The directory, absolute: the training may change its own."""
-    if not isinstance(logdir, str | os.PathLike) or not isinstance(os.fspath(logdir), str):
-        raise TypeError(f"logdir: expected a path, got {logdir!r} ({type(logdir).__name__})")
-    if "\0" in os.fspath(logdir):
-        raise ValueError(f"logdir: expected a path without null characters, got {logdir!r}")
-    return Path(logdir).absolute()
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"{name}: expected a path, got {path!r} ({type(path).__name__})")
+    if "\0" in os.fspath(path):
+        raise ValueError(f"{name}: expected a path without null characters, got {path!r}")
+    return Path(path).absolute()
 
 
 def _check_endpoint(endpoint: object) -> str:

@@ -28,7 +28,15 @@ from ranktap_wire.journal import (
 from ranktap_wire.messages import Code, FrameError, Hello
 from ranktap_wire.records import Buffer
 from ranktapd.directories import claim
-from ranktapd.entries import RunBegins, SessionGone, SessionOpened, Words, pack_entry, read_entry
+from ranktapd.entries import (
+    RunBegins,
+    SessionGone,
+    SessionOpened,
+    SessionSource,
+    Words,
+    pack_entry,
+    read_entry,
+)
 from ranktapd.sessions import RunSessions, Session
 
 logger = logging.getLogger("ranktapd")
@@ -224,6 +232,8 @@ class Run:
             )
             self.add(SessionOpened.of(hello, session.window.last))
             session = self.sessions.sessions[hello.session]
+        if session.source != hello.source:
+            self.add(SessionSource(hello.session, str(hello.source)))
         session.peer = peer
         session.last_heard = now
         session.missed = False

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ranktap_wire.delivery import ReceiveWindow
+from ranktap_wire.messages import Source
 from ranktapd.entries import (
     BatchAccepted,
     BatchRefused,
     JobMoved,
     SessionGone,
     SessionOpened,
+    SessionSource,
     SessionsSoFar,
     Words,
 )
@@ -37,6 +39,8 @@ class Session:
     away: bool = False
     """Not heard of for too long. It may come back, and what of it is in the journal must
     still be known then: the acknowledgement may never have reached it."""
+    source: str = Source.LIVE
+    """Where its batches come from."""
 
     @property
     def job(self) -> str:
@@ -100,6 +104,9 @@ class RunSessions:
                         del self.ended[next(iter(self.ended))]
                 elif session is not None:
                     session.away = True
+            case SessionSource():
+                if words.session in self.sessions:
+                    self.sessions[words.session].source = words.source
             case JobMoved():
                 self.moved[words.job] = words.run
                 while len(self.moved) > MOVED_MAX:
@@ -120,12 +127,15 @@ class RunSessions:
                     last,
                     away,
                     job,
+                    *source,
                 ) in words.sessions:
                     about = {"job": job} if job else {}
                     opened = SessionOpened(
                         identity, rank, world_size, host, pid, started, None, last, about
                     )
-                    self.sessions[identity] = Session(opened, ReceiveWindow(last), away=away)
+                    self.sessions[identity] = Session(
+                        opened, ReceiveWindow(last), away=away, source=[*source, Source.LIVE][0]
+                    )
 
     def so_far(self) -> SessionsSoFar:
         """What a segment begins with."""
@@ -141,6 +151,7 @@ class RunSessions:
                     session.window.last,
                     session.away,
                     session.job,
+                    *([] if session.source == Source.LIVE else [session.source]),
                 ]
                 for session in self.sessions.values()
             ],

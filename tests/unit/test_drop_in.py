@@ -472,7 +472,10 @@ def test_a_wrong_argument_of_the_writer_is_refused(
 def test_what_init_is_asked_for(make: Make, alone: Path) -> None:
     writer = make("exp", "ignored", 7, filename_suffix=".x", endpoint="tcp://h:1")
     assert writer.opened == [  # type: ignore[attr-defined]
-        ("exp", {"logdir": "", "endpoint": "tcp://h:1", "filename_suffix": ".x", "resume_step": 7})
+        (
+            "exp",
+            {"logdir": None, "endpoint": "tcp://h:1", "filename_suffix": ".x", "resume_step": 7},
+        )
     ]
     assert make("exp").opened[0] == (  # type: ignore[attr-defined]
         ".",
