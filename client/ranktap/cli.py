@@ -13,6 +13,7 @@ Every rank of a distributed PyTorch job on one TensorBoard.
 
   ranktap demo                 train a small network on 2 ranks and look at it
   ranktap status               what the daemon on this machine is doing: runs, ranks, lag, rates
+  ranktap sync DIR             send what jobs without network have left in a spool
   ranktapd --help              the daemon, for a log host
 """
 
@@ -27,7 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands.add_parser("demo", help="a 2-rank DDP job, logged by all of its ranks"))
     _add_status(commands.add_parser("status", help="runs, ranks, lag and rates of a daemon"))
+    _add_sync(commands.add_parser("sync", help="send what is in a spool to a daemon"))
     options = parser.parse_args(arguments)
+    if options.command == "sync":
+        return _sync(options)
     if options.command == "status":
         return _status(options)
     return _demo(options)
@@ -43,6 +47,25 @@ def _status(options: argparse.Namespace) -> int:
     except status.StatusError as error:
         print(f"ranktap status: {error}", file=sys.stderr)
         return 1
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from ranktap import sync
+
+    try:
+        return sync.run(
+            spools=options.spools,
+            endpoint=options.endpoint,
+            logdir=options.logdir,
+            partial=options.partial,
+            patience_s=options.patience,
+        )
+    except KeyboardInterrupt:
+        print("ranktap sync: broken off; run it again to send the rest", file=sys.stderr)
+        return 130
+    except sync.SyncError as error:
+        print(f"ranktap sync: {error}", file=sys.stderr)
+        return 2
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -98,6 +121,35 @@ The status is 1 when nothing answers, or there is no such run."""
     add("--json", action="store_true", help="all that the daemon says, as JSON")
     add("--metrics", default="127.0.0.1:9757", metavar="HOST:PORT",
         help="the daemon's setting of this name (127.0.0.1:9757)")  # fmt: skip
+
+
+def _add_sync(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """\
+Sends what ranks have logged with `spool=DIR` (or RANKTAP_SPOOL=DIR) and could not send, to a
+daemon. What has arrived is deleted; nothing arrives twice, however often it is broken off or
+run. The event file becomes that of a job with network, but for when things arrived.
+
+  ranktap sync spool --endpoint tcp://loghost:5757   to a daemon elsewhere (RANKTAP_ENDPOINT)
+  ranktap sync spool --logdir runs                   to event files below runs/, on this machine
+  ranktap sync node0 node1 node2                     spools of one job on several disks, together
+
+The ranks of a job are merged step by step, so they are sent together: where a rank has nothing
+in these spools, and none of them has reached a daemon before, the run is left as it is. A
+process that is still running sends its spool itself, and is left too.
+
+The status is 0 when nothing is left to send, 1 when something is (it is said what, and why), 2
+when nothing can be sent: no spool, no daemon; 130 after Ctrl-C. Then run it again."""
+    add = parser.add_argument
+    add("spools", nargs="+", type=Path, metavar="DIR", help="a spool, or one run's or rank's part")
+    add("--endpoint", metavar="ENDPOINT",
+        help="the daemon (RANKTAP_ENDPOINT, else this machine's service)")  # fmt: skip
+    add("--logdir", type=Path, metavar="LOGDIR",
+        help="start a daemon here, for this, that writes below LOGDIR")  # fmt: skip
+    add("--partial", action="store_true",
+        help="send a run although ranks have nothing here; they may come too late")  # fmt: skip
+    add("--patience", type=_positive, default=60, metavar="SECONDS",
+        help="give up when the daemon has taken nothing for so long (60)")  # fmt: skip
 
 
 def _positive(text: str) -> int:
