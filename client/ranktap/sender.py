@@ -323,6 +323,7 @@ class Sender:
                     )
                 continue
             self._last_heard = self._heard_at = time.monotonic()
+            self._is_absent = False
             self._hear(answer)
 
     def _hear(self, answer: DaemonMessage) -> None:
@@ -509,8 +510,12 @@ class Sender:
             self._is_absent = True
             self._tell_once("locate", "ranktap: %s; training goes on", error)
             return
-        self._is_absent = False
         self._where = address.endpoint
+        # Nobody listens: with a spool that need not be waited for. libzmq goes on trying.
+        path = self._where.removeprefix("ipc://")
+        self._is_absent = (
+            self._spool is not None and path != self._where and not answers(Path(path))
+        )
         assert self._context is not None
         dealer = self._context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.LINGER, 0)
