@@ -75,7 +75,8 @@ class Backlog:
         self._acknowledged = 0
         self._loaded = 0
         """The last batch that was read from the spool."""
-        self._retry_at = 0.0
+        self._write_at = self._read_at = 0.0
+        """Not before: the disk has failed."""
         self._told: set[str] = set()
         self._lost = 0
 
@@ -130,7 +131,7 @@ class Backlog:
 
         `is_last`: there is no later time to try.
         """
-        if self._spool is None or (now < self._retry_at and not is_last):
+        if self._spool is None or (now < self._write_at and not is_last):
             return
         try:
             if self.is_on_disk:
@@ -138,7 +139,8 @@ class Backlog:
             elif len(self._window):
                 self._write_window(self._spool, wall)
         except _FAILURES as error:
-            self._failed("takes", error, now)
+            self._write_at = now + RETRY_S
+            self._failed("takes", error)
         else:
             if "takes" in self._told:
                 self._told.discard("takes")
@@ -172,7 +174,7 @@ class Backlog:
     def due(self, now: float) -> Numbered[Item] | None:
         """The next batch to send; None: the window is full, or there is none."""
         numbered = self._window.due()
-        if numbered is None and self.is_on_disk and now >= self._retry_at:
+        if numbered is None and self.is_on_disk and now >= self._read_at:
             self._load(now)
             numbered = self._window.due()
         return numbered
@@ -192,7 +194,8 @@ class Backlog:
                 self._loaded = loaded.number
                 self._count_lost(self._spool)
         except _FAILURES as error:
-            self._failed("gives back", error, now)
+            self._read_at = now + RETRY_S
+            self._failed("gives back", error)
 
     def _count_lost(self, spool: Spool) -> None:
         if spool.lost > self._lost:
@@ -244,8 +247,7 @@ class Backlog:
         if isinstance(numbered.batch, Sealed):
             self._outbox.release(numbered.batch)
 
-    def _failed(self, what: str, error: Exception, now: float) -> None:
-        self._retry_at = now + RETRY_S
+    def _failed(self, what: str, error: Exception) -> None:
         self._tell_once(
             what, "ranktap: the spool %s nothing: %s; memory alone holds what is logged",
             what, error,

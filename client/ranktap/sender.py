@@ -397,6 +397,7 @@ class Sender:
                 large = (
                     self._outbox.pending_blob_bytes >= limits.BATCH_TARGET_BYTES
                     or self._outbox.row_bytes >= BACKLOG_BYTES
+                    or (self._spool is not None and self._outbox.is_crowded)
                 )
                 is_due = due and not self._backlog.unsent
                 if self._backlog.is_on_disk and now >= self._next_keep_at:
@@ -410,6 +411,7 @@ class Sender:
             if told is not None:
                 logger.warning("ranktap: rank %d: %s", self._hello.rank, told)
             self._backlog.push(sealed)
+            self._next_keep_at = now + SPOOL_INTERVAL_S
             self._send()
         self._more = True
 
@@ -439,7 +441,6 @@ class Sender:
             or self._is_absent
             or now - self._moved_at > SPOOL_AFTER_S
         ):
-            self._next_keep_at = now + SPOOL_INTERVAL_S
             self._backlog.keep(now, time.time())
 
     def _keep_rest(self) -> None:
