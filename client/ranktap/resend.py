@@ -39,8 +39,8 @@ POLL_S: Final = 0.05
 PROBE_INTERVAL_S: Final = 0.25
 IN_FLIGHT_BYTES: Final = 16 * limits.MIB
 """Of each session; with 1,000 of them 16 GB, if their batches were that large."""
-FIRST_ANSWER_S: Final = 10.0
-"""Without any answer at all for this long there is no daemon."""
+FIRST_ANSWER_SHARE: Final = 1 / 6
+"""Of the patience: without any answer at all for this long there is no daemon."""
 
 
 class ResendError(Exception):
@@ -292,7 +292,9 @@ def send_together(streams: list[Stream], patience_s: float, progress: Callable[[
         if has_begun:
             _feed([each for each in waiting if not each.done and each.failure is None])
         progress()
-        if now - moved > patience_s or (not is_heard and now - begun > FIRST_ANSWER_S):
+        if now - moved > patience_s or (
+            not is_heard and now - begun > FIRST_ANSWER_SHARE * patience_s
+        ):
             said = next((each.said for each in waiting if each.said is not None), "no answer")
             raise ResendError(said)
 

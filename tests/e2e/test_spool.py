@@ -8,8 +8,6 @@ itself.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,24 +18,13 @@ import ranktap
 from ranktap_wire.journal import segments
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import accumulate, event_files, events, scalar_points
-from tests.support.rank_program import ROOT
-from tests.support.spooling_rank import log_step, run_job, start, what_is_logged
+from tests.support.kept_running import end
+from tests.support.spooling_rank import log_step, run_job, start, sync, what_is_logged
 from tests.support.waiting import wait_for
 
 DaemonStarter = Callable[..., DaemonProcess]
 NOBODY = "ipc:///tmp/ranktap-test-nobody-listens-here"
 PATIENT = ("--straggler-timeout", "3600")
-
-
-def sync(*arguments: str | Path, status: int = 0) -> str:
-    """`ranktap sync`, to its end; what it said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ranktap.cli", "sync", *map(str, arguments)],
-        cwd=ROOT, text=True, capture_output=True, timeout=60,
-    )  # fmt: skip
-    print(done.stdout, done.stderr)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def left(spool: Path) -> list[str]:
@@ -69,7 +56,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
         taps = taps_of(4, endpoint=daemon.endpoint)
         log(taps, range(200))
         assert all(tap.close() for tap in taps)
-        assert daemon.stop() == 0
+        end(daemon)
     finally:
         daemon.close()
     return what_is_logged(logdir / "job")
@@ -88,7 +75,7 @@ def test_four_ranks_without_network_are_merged_as_live_once_they_are_synced(
     assert "run 'job': sent ranks 0, 1, 2, 3" in said
     assert left(spool) == []
     assert sync(spool, "--endpoint", daemon.endpoint) == f"nothing to send in {spool}\n"
-    assert daemon.stop() == 0
+    end(daemon)
     directory = daemon.logdir / "job"
     assert what_is_logged(directory) == live
     read = accumulate(directory)
@@ -111,7 +98,7 @@ def test_of_one_rank_the_order_across_tags_is_that_of_a_live_job_too(
     with ranktap.init("spooled", endpoint=NOBODY, spool=spool, rank=0, world_size=1) as tap:
         log_scalars(tap)
     sync(spool, "--endpoint", daemon.endpoint)
-    assert daemon.stop() == 0
+    end(daemon)
     written = {
         run: [
             event.SerializeToString()
@@ -137,7 +124,7 @@ def test_no_daemon_is_asked_for_where_there_is_a_spool(
     writer.close()
     daemon = start_daemon()
     sync(tmp_path / "spool", "--endpoint", daemon.endpoint)
-    assert daemon.stop() == 0
+    end(daemon)
     points = scalar_points(daemon.logdir / "exp" / "a")
     assert points == {"loss": [(step, float(step)) for step in range(100)]}
 
@@ -181,7 +168,7 @@ def test_while_the_daemon_is_away_for_longer_than_memory_holds_nothing_is_droppe
     log_on(100)
     assert all(tap.close(timeout=30) for tap in taps), "nothing was dropped"
     assert left(spool) == []
-    assert daemon.stop() == 0
+    end(daemon)
     points = scalar_points(daemon.logdir / "job")
     assert points["loss"] == [(at, at + 0.5) for at in range(step)]
     assert not {"ranktap/late", "ranktap/dropped"} & set(points)
@@ -203,7 +190,7 @@ def test_a_rank_that_is_killed_leaves_its_spool_and_is_synced_with_the_others(
     for rank in ranks:
         rank.communicate("die\n", timeout=30)
     sync(spool, "--endpoint", daemon.endpoint)
-    assert daemon.stop() == 0
+    end(daemon)
     assert what_is_logged(daemon.logdir / "job") == live
 
 
@@ -223,7 +210,7 @@ def test_what_the_daemon_got_before_it_went_is_not_sent_again(
     # Nobody is missing that has logged something: they have reached a daemon before.
     sync(spool, "--endpoint", daemon.endpoint)
     assert left(spool) == []
-    assert daemon.stop() == 0
+    end(daemon)
     assert what_is_logged(daemon.logdir / "job") == live
 
 
@@ -245,7 +232,7 @@ def test_a_job_that_was_started_again_is_sent_one_life_after_the_other(
         if endpoint is not None:
             said = sync(spool, "--endpoint", daemon.endpoint)
             assert said.count("sent ranks 0, 1") == 2
-        assert daemon.stop() == 0
+        end(daemon)
         logged[name] = what_is_logged(daemon.logdir / "job")
     assert logged["spooled"] == logged["live"]
     assert len(logged["live"]["scalar/mean"]) == 200
@@ -267,7 +254,7 @@ def test_a_run_of_which_ranks_are_elsewhere_is_left_until_all_are_named(
     assert "ranks 2, 3 of 4 have nothing here" in said
     assert not (daemon.logdir / "job").exists()
     sync(*nodes, "--endpoint", daemon.endpoint)
-    assert daemon.stop() == 0
+    end(daemon)
     assert what_is_logged(daemon.logdir / "job") == live
 
 
@@ -284,7 +271,7 @@ def test_ranks_that_logged_nothing_are_done_without_when_told_so(
         lambda: len(scalar_points(daemon.logdir / "job").get("loss", [])) == 50,
         "windows that wait for nobody",
     )
-    assert daemon.stop() == 0
+    end(daemon)
 
 
 def test_a_spool_can_be_written_to_event_files_on_this_machine(tmp_path: Path) -> None:
@@ -344,5 +331,5 @@ def test_a_damaged_segment_is_told_of_and_kept_and_the_rest_arrives(
     said = sync(spool, "--endpoint", daemon.endpoint)
     assert "damaged" in said and "the rest was sent" in said
     assert [Path(name).name for name in left(spool)] == [f"{journal.name}.damaged"]
-    assert daemon.stop() == 0
+    end(daemon)
     assert scalar_points(daemon.logdir / "job") == {"loss": [(0, 0.0), (2, 2.0)]}

@@ -1,9 +1,9 @@
 """A rank of a job that logs the same each time, as a process: with a daemon, or into a spool.
 
 `python -m tests.support.spooling_rank '{"run": ..., "rank": ..., "world_size": ..., ...}'`: the
-arguments of `ranktap.init`, and `steps`, `from_step`; `walltimes_from`, the wall time of step 0;
-`then`: what it does at its end: "close", "kill" (of itself, once it is told to), "wait" (for a
-line on standard input between logging and closing). It prints a JSON object about how it went.
+arguments of `ranktap.init`, and `steps`; `flush_every`, so many steps, of which it prints a line;
+`then`: what it does at its end: "close", or "kill", of itself, once it is told to. It prints a JSON
+object about how it went.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,22 @@ from tests.support.rank_program import ROOT
 
 WALL = 1_700_000_000.0
 PICTURE = np.arange(3 * 32 * 32, dtype=np.uint32).astype(np.uint8).reshape(3, 32, 32)
+
+
+def python(*arguments: str) -> list[str]:
+    """Python, with these arguments."""
+    return [sys.executable, *arguments]
+
+
+def sync(
+    *arguments: str | Path, status: int = 0, program: Callable[..., list[str]] = python
+) -> str:
+    """`ranktap sync`, to its end; what it said."""
+    command = program("-m", "ranktap.cli", "sync", *map(str, arguments))
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=60)
+    print(done.stdout, done.stderr)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def log_step(tap: ranktap.Tap, step: int) -> None:
@@ -41,9 +58,11 @@ def log_step(tap: ranktap.Tap, step: int) -> None:
         tap.text("words", f"rank {tap.rank} at {step}", step, walltime=wall)
 
 
-def start(then: str = "close", **options: Any) -> subprocess.Popen[str]:
-    """The process."""
-    command = [sys.executable, "-m", "tests.support.spooling_rank"]
+def start(
+    then: str = "close", program: Callable[..., list[str]] = python, **options: Any
+) -> subprocess.Popen[str]:
+    """The process. `program` says how Python is started, with these arguments."""
+    command = program("-m", "tests.support.spooling_rank")
     said = {"then": then} | {
         name: str(value) if isinstance(value, Path) else value for name, value in options.items()
     }
@@ -93,19 +112,18 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     options = json.loads(sys.argv[1])
     then, steps = options.pop("then"), options.pop("steps")
-    from_step, flush_every = options.pop("from_step", 0), options.pop("flush_every", 0)
+    flush_every = options.pop("flush_every", 0)
     tap = ranktap.init(**options)
-    for step in range(from_step, from_step + steps):
+    for step in range(steps):
         log_step(tap, step)
         if flush_every and step % flush_every == flush_every - 1:
             tap.flush()
-    if then != "close":
-        flushed = tap.flush()
-        print(json.dumps({"flushed": flushed}), flush=True)
-        sys.stdin.readline()
+            print(json.dumps({"flushed_to": step + 1}), flush=True)
     if then == "kill":
+        print(json.dumps({"flushed": tap.flush()}), flush=True)
+        sys.stdin.readline()
         os.kill(os.getpid(), signal.SIGKILL)
-    closed = tap.close(timeout=options.get("timeout", 20.0))
+    closed = tap.close(timeout=20.0)
     print(json.dumps({"closed": closed, "dropped": tap._outbox.dropped}))
 
 
