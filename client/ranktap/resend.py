@@ -43,6 +43,16 @@ FIRST_ANSWER_SHARE: Final = 1 / 6
 """Of the patience: without any answer at all for this long there is no daemon."""
 
 
+Context = zmq.Context[zmq.Socket[bytes]]
+
+
+def context_for(sessions: int) -> Context:
+    """Where so many sessions have their sockets: one each, and one for what a door says."""
+    context: Context = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, 4 * sessions + 100)
+    return context
+
+
 class ResendError(Exception):
     """It cannot go on; what was not acknowledged is still in the spool."""
 
@@ -52,7 +62,7 @@ class Stream:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: Context,
         session: UnsentSession,
         locate: Callable[[], keys.Address],
         own_keys: keys.Keys | None,

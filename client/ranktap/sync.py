@@ -11,10 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-import zmq
-
 from ranktap import keys, opening, ranks
-from ranktap.resend import ResendError, Stream, send_together
+from ranktap.resend import Context, ResendError, Stream, context_for, send_together
 from ranktap.spooled import MARKER, SpoolError, session_directories
 from ranktap.unsent import Life, find_sessions, lives_of, ranks_text
 from ranktap_wire import places
@@ -64,9 +62,8 @@ def run(
             print(f"nothing to send in {_names(spools)}" if not failed else "nothing was sent")
             return 1 if failed else 0
         _allow_descriptors(len(sessions))
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        context = context_for(len(sessions))
         cleanup.callback(context.destroy, linger=0)
-        context.set(zmq.MAX_SOCKETS, 4 * len(sessions) + 100)
         sync = _Sync(context, locate, own_keys, partial, patience_s)
         is_all = True
         for lives in lives_of(sessions).values():
@@ -89,7 +86,7 @@ class _Sync:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: Context,
         locate: Callable[[], keys.Address],
         own_keys: keys.Keys | None,
         partial: bool,

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import ranktap
+from ranktap.outbox import COLUMN_ROW_BYTES, ROW_BYTES
 from ranktap_wire.journal import segments
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import accumulate, event_files, events, scalar_points
@@ -23,6 +24,7 @@ from tests.support.spooling_rank import log_step, run_job, start, sync, what_is_
 from tests.support.waiting import wait_for
 
 DaemonStarter = Callable[..., DaemonProcess]
+MEMORY = 1 << 20
 NOBODY = "ipc:///tmp/ranktap-test-nobody-listens-here"
 PATIENT = ("--straggler-timeout", "3600")
 
@@ -136,7 +138,7 @@ def test_while_the_daemon_is_away_for_longer_than_memory_holds_nothing_is_droppe
     spool = tmp_path / "spool"
     taps = [
         ranktap.init(
-            "job", endpoint=daemon.endpoint, spool=spool, rank=rank, world_size=2, memory=1 << 20
+            "job", endpoint=daemon.endpoint, spool=spool, rank=rank, world_size=2, memory=MEMORY
         )
         for rank in range(2)
     ]
@@ -159,15 +161,17 @@ def test_while_the_daemon_is_away_for_longer_than_memory_holds_nothing_is_droppe
     assert all(tap.flush() for tap in taps)
     assert not left(spool)
     daemon.kill()
-    log_slowly(45_000)
+    log_slowly(20_000)
+    assert 20_000 * ROW_BYTES > 2 * MEMORY, "more than a memory holds"
     on_disk = sum(path.stat().st_size for path in spool.rglob("*.journal"))
-    assert on_disk > 2 << 20, "more than both memories hold"
+    assert on_disk > 2 * 15_000 * COLUMN_ROW_BYTES
     daemon.start()
     log_slowly(2_000)
     assert all(tap.flush(timeout=30) for tap in taps)
     log_on(100)
     assert all(tap.close(timeout=30) for tap in taps), "nothing was dropped"
     assert left(spool) == []
+    wait_for(lambda: len(scalar_points(daemon.logdir / "job").get("loss", ())) >= step, "all of it")
     end(daemon)
     points = scalar_points(daemon.logdir / "job")
     assert points["loss"] == [(at, at + 0.5) for at in range(step)]
