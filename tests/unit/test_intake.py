@@ -27,6 +27,7 @@ from ranktapd.entries import (
     RunBegins,
     SessionGone,
     SessionOpened,
+    SessionSource,
     SessionsSoFar,
     WindowsExpired,
     Words,
@@ -857,6 +858,7 @@ ENTRIES: list[Words] = [
     BatchRefused(SESSION, 1 << 62),
     SessionGone(SESSION, final=True),
     SessionGone(SESSION, final=True, replaced=True),
+    SessionSource(SESSION, "spool"),
     WindowsExpired(9),
     JobMoved("torchrun 7 on größer", "run-2"),
     SessionsSoFar(
@@ -907,12 +909,14 @@ def test_what_a_segment_begins_with_is_all_that_is_known() -> None:
         SessionOpened(gone, 3, 4, "h", 1, 2.5, 5, 1),
         SessionGone(gone, final=True, replaced=True),
         JobMoved("another job", "run-2"),
+        SessionSource(SESSION, "backlog"),
     ):
         known.fold(words)
     again = sessions.RunSessions()
     again.fold(known.so_far())
     assert again.so_far() == known.so_far()
     assert [each.window.last for each in again.sessions.values()] == [0, 10]
+    assert [each.source for each in again.sessions.values()] == ["backlog", "live"]
     assert [each.job for each in again.sessions.values()] == ["", "a job"]
     assert again.sessions[OTHER].away
     assert again.ended == {gone: sessions.Ended(1, True)}
