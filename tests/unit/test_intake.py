@@ -15,7 +15,16 @@ import zmq
 
 from ranktap_wire import frames, journal, limits
 from ranktap_wire.journal import JournalError, segment_path, segments
-from ranktap_wire.messages import Ack, ByeAnswer, Code, DaemonMessage, Error, FrameError, Welcome
+from ranktap_wire.messages import (
+    Ack,
+    ByeAnswer,
+    Code,
+    DaemonMessage,
+    Error,
+    FrameError,
+    Source,
+    Welcome,
+)
 from ranktap_wire.records import Batch, Buffer
 from ranktapd import __version__, log_budget, pace, runs, sessions
 from ranktapd import intake as intake_module
@@ -212,6 +221,34 @@ def test_a_session_is_welcomed_journaled_and_bidden_farewell(station: Station) -
         BatchAccepted(SESSION, 2),
         SessionGone(SESSION, final=True),
     ]
+
+
+def test_where_a_session_comes_from_is_journaled_when_it_changes_and_no_more(
+    station: Station,
+) -> None:
+    assert station.hear(greeting(source=Source.SPOOL)) == [welcome(0)]
+    assert station.hear(batch(1)) == [Ack(1)]
+    station.restart()
+    assert station.hear(greeting(source=Source.SPOOL)) == [welcome(1)]
+    assert station.hear(greeting()) == [welcome(1)]
+    assert station.hear(greeting()) == [welcome(1)]
+    assert [word for word in station.words() if isinstance(word, SessionSource)] == [
+        SessionSource(SESSION, "spool"),
+        SessionSource(SESSION, "live"),
+    ]
+    assert station.numbers() == [(SESSION, 1)]
+
+
+def test_a_session_that_was_given_up_says_again_where_it_comes_from(station: Station) -> None:
+    station.hear(greeting(source=Source.SPOOL))
+    (session,) = station.runs["run"].sessions.live()
+    session.last_heard -= limits.SESSION_TIMEOUT_S + 1
+    station.intake.give_up_silent()
+    station.intake.commit()
+    station.hear(greeting(source=Source.SPOOL))
+    assert [type(word) for word in station.words()] == [
+        SessionOpened, SessionSource, SessionGone, SessionOpened, SessionSource,
+    ]  # fmt: skip
 
 
 def test_a_batch_is_journaled_with_the_frames_that_arrived(station: Station) -> None:
