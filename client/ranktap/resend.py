@@ -299,6 +299,9 @@ def send_together(streams: list[Stream], patience_s: float, progress: Callable[[
                 # Nothing of this life has been sent, and nothing is without all of its ranks.
                 return
             has_begun = all(each.welcomed for each in streams)
+            for stream in streams if has_begun else ():
+                # Ranks that are not here at the next try, if there is one, have arrived whole.
+                stream.session.note_reached()
         if has_begun:
             _feed([each for each in waiting if not each.done and each.failure is None])
         progress()

@@ -3,6 +3,7 @@
     DIR/.ranktap-spool                          says what DIR is
     DIR/<run>/00003-<session>/lock              held by the process that has the session in hand
     DIR/<run>/00003-<session>/<n>.journal       segments, see ranktap_wire.journal
+    DIR/<run>/00003-<session>/reached           a daemon has welcomed it, at a sync
 
     entry    words, a msgpack map | frames of a message, as they travel
              {"kind": "session", "reached": bool}                        | hello
@@ -22,6 +23,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,12 +47,17 @@ from ranktap_wire.records import Batch, Buffer, byte_view
 
 MARKER: Final = ".ranktap-spool"
 LOCK: Final = "lock"
+REACHED: Final = "reached"
 DAMAGED: Final = ".damaged"
 """Behind the name of a segment that could not be read whole, once the rest of it has arrived."""
 MARKER_TEXT: Final = (
     "What ranks of a job have logged and could not send to ranktapd.\n"
     "`ranktap sync` with this directory sends it; see `ranktap sync --help`.\n"
 )
+
+
+_SESSION: Final = re.compile(r"\d{5,}-[0-9a-f]{32}")
+"""What a session's directory is called."""
 
 
 class SpoolError(Exception):
@@ -260,7 +267,8 @@ def remove_directory(directory: Path) -> None:
 
     The caller holds its lock. What was kept because it is damaged stays.
     """
-    (directory / LOCK).unlink(missing_ok=True)
+    for name in (REACHED, LOCK):
+        (directory / name).unlink(missing_ok=True)
     for each in (directory, directory.parent):
         try:
             each.rmdir()
@@ -272,8 +280,11 @@ def remove_directory(directory: Path) -> None:
 
 def session_directories(spool: Path) -> Iterator[Path]:
     """Of all sessions below a spool, or of a run's or a session's own directory."""
-    for level in ("", "*", "*/*"):
-        found = sorted({path.parent for path in spool.glob(f"{level}/{LOCK}" if level else LOCK)})
+    if _SESSION.fullmatch(spool.name):
+        yield spool
+        return
+    for level in ("*", "*/*"):
+        found = [path for path in sorted(spool.glob(level)) if _SESSION.fullmatch(path.name)]
         if found:
             yield from found
             return

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ranktap.spooled import (
+    REACHED,
     InUseError,
     Opening,
     SessionLock,
@@ -36,7 +37,7 @@ class UnsentSession:
     directory: Path
     hello: Hello
     reached: bool
-    """A daemon has heard of it."""
+    """A daemon has heard of it from its own process."""
     lock: SessionLock | None
     """None: its own process has it, and may still write."""
     first: int | None = None
@@ -54,8 +55,16 @@ class UnsentSession:
 
     @property
     def was_reached(self) -> bool:
-        """Whether a daemon has heard of it: it says so, or has taken its first batches."""
-        return self.reached or (self.first or 0) > 1
+        """Whether a daemon has heard of it, as it says, or has taken its first batches."""
+        return self.reached or (self.first or 0) > 1 or (self.directory / REACHED).exists()
+
+    def note_reached(self) -> None:
+        """Have `was_reached` say so from now on.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        (self.directory / REACHED).touch()
 
     def remove(self) -> None:
         """All of it has arrived: delete it.

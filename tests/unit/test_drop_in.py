@@ -365,8 +365,9 @@ def test_a_call_with_wrong_names_is_pythons_own_error(writer: SummaryWriter) -> 
 
 # -- where it writes ----------------------------------------------------------------------
 
-ALONE = ("RANK", "WORLD_SIZE", "RANKTAP_RUN", "RANKTAP_ENDPOINT", "RANKTAP_DISABLED",
-         "RANKTAP_SPOOL", "TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # fmt: skip
+ALONE = ("RANK", "WORLD_SIZE", "RANKTAP_RUN", "RANKTAP_ENDPOINT", "RANKTAP_SPOOL",
+         "RANKTAP_DISABLED", "TORCHELASTIC_RUN_ID", "SLURM_PROCID",
+         "OMPI_COMM_WORLD_RANK")  # fmt: skip
 
 
 @pytest.fixture
