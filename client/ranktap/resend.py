@@ -91,6 +91,8 @@ class Stream:
         """The last thing that was in the way."""
         self.age = 0.0
         """When the next batch was logged, about: wall time, never going back."""
+        self.moved_to: str | None = None
+        """The run that it is in, where another job has the one that it names."""
         self.refused = 0
         """Batches that break a rule of the daemon's."""
         self.sent_bytes = 0
@@ -175,6 +177,7 @@ class Stream:
         match answer:
             case Welcome():
                 self.welcomed, self.said = True, None
+                self.moved_to = answer.run
                 self._release(answer.last)
                 self._window.rewind()
                 return True

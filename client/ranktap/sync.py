@@ -148,6 +148,11 @@ def _report(life: Life, done: list[Stream], seconds: float) -> None:
     )
     for stream in done:
         rank, session = stream.session.hello.rank, stream.session
+        if stream.moved_to is not None:
+            print(
+                f"run {life.run!r}: another job writes to it; rank {rank} is in run "
+                f"{stream.moved_to!r}"
+            )
         if session.cut is not None:
             print(
                 f"run {life.run!r}: rank {rank} was ended in the middle of a write: "

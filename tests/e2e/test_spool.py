@@ -8,6 +8,9 @@ itself.
 from __future__ import annotations
 
 import json
+import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from tests.support.daemons import DaemonProcess
 from tests.support.event_files import accumulate, event_files, events, scalar_points
 from tests.support.kept_running import end
 from tests.support.spooling_rank import log_step, run_job, start, sync, what_is_logged
+from tests.support.timing import SlowestCall
 from tests.support.waiting import wait_for
 
 DaemonStarter = Callable[..., DaemonProcess]
@@ -337,3 +341,63 @@ def test_a_damaged_segment_is_told_of_and_kept_and_the_rest_arrives(
     assert [Path(name).name for name in left(spool)] == [f"{journal.name}.damaged"]
     end(daemon)
     assert scalar_points(daemon.logdir / "job") == {"loss": [(0, 0.0), (2, 2.0)]}
+
+
+def test_a_disk_that_does_not_answer_blocks_no_call_for_longer_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_daemon: DaemonStarter
+) -> None:
+    answers = threading.Event()
+    is_asked = threading.Event()
+    real = os.fdatasync
+
+    def slow(fd: int) -> None:
+        is_asked.set()
+        assert answers.wait(60)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    tap = ranktap.init("job", endpoint=NOBODY, spool=tmp_path / "spool", rank=0, world_size=1)
+    tap.scalar("loss", 0.0, 0)
+    assert is_asked.wait(30)
+    slowest = SlowestCall()
+    for step in range(1, 20_000):
+        began = time.perf_counter()
+        tap.scalar("loss", float(step), step)
+        slowest.add(time.perf_counter() - began)
+    assert slowest.blocked_s < 0.05
+    assert not tap.flush(timeout=0.1)
+    assert not tap.close(timeout=0.2)
+    assert tap._outbox.dropped == 0
+    answers.set()
+    assert tap._sender.stopped.wait(30)
+    daemon = start_daemon()
+    sync(tmp_path / "spool", "--endpoint", daemon.endpoint)
+    end(daemon)
+    points = scalar_points(daemon.logdir / "job")
+    assert points == {"loss": [(step, float(step)) for step in range(20_000)]}
+
+
+def test_what_a_daemon_does_not_take_goes_to_the_spool_alone(
+    tmp_path: Path, start_daemon: DaemonStarter, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = tmp_path / "ranktapd.toml"
+    settings.write_text("max_runs = 1\n")
+    daemon = start_daemon("--config", str(settings))
+    spool = tmp_path / "spool"
+    options = {"endpoint": daemon.endpoint, "spool": spool, "rank": 0, "world_size": 1}
+    with ranktap.init("first", **options) as first:
+        first.scalar("loss", 1.0, 1)
+        assert first.flush()
+        with ranktap.init("second", **options) as second:
+            wait_for(lambda: "goes to the spool alone" in caplog.text, "its refusal")
+            second.scalar("loss", 2.0, 2)
+            assert not second.flush()
+    assert f"ranktap sync {spool}" in caplog.text
+    said = sync(spool, "--endpoint", daemon.endpoint, status=1)
+    assert "max_runs" in said and "run 'second': left: rank 0" in said
+    end(daemon)
+    settings.write_text("max_runs = 2\n")
+    daemon.start()
+    sync(spool, "--endpoint", daemon.endpoint)
+    end(daemon)
+    assert scalar_points(daemon.logdir / "second") == {"loss": [(2, 2.0)]}
