@@ -29,6 +29,13 @@ DaemonStarter = Callable[..., DaemonProcess]
 NOBODY = "ipc:///tmp/ranktap-test-nobody-listens-here"
 PATIENT = ("--straggler-timeout", "3600")
 STEPS = 60
+INTERRUPTIBLE = """
+import signal, sys
+from ranktap.cli import main
+# A shell that starts the tests in the background has them, and all below, ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
 FLUSH_EVERY = 10
 
 
@@ -189,7 +196,7 @@ def test_a_sync_that_is_broken_off_goes_on_where_it_was_and_others_keep_away(
     psutil.Process(daemon.pid).suspend()
     directory = min((spool / "job").iterdir())
     first = subprocess.Popen(
-        python("-m", "ranktap.cli", "sync", *arguments, "--patience", "600"),
+        python("-c", INTERRUPTIBLE, "sync", *arguments, "--patience", "600"),
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
