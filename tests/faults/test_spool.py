@@ -248,9 +248,11 @@ def log(steps):
         step += 1
 log(100)
 tap.flush()
-log(30_000)
+log(100_000)
 print(json.dumps({"dropped": tap._outbox.dropped}), flush=True)
 sys.stdin.readline()
+tap.flush()
+tap.scalar("after", 1.0, step)  # a batch says what was dropped before it
 closed = tap.close()
 print(json.dumps({"slowest_s": slowest, "dropped": tap._outbox.dropped, "closed": closed}))
 """
@@ -273,7 +275,7 @@ print(json.dumps({"slowest_s": slowest, "dropped": tap._outbox.dropped, "closed"
     end(daemon)
     points = scalar_points(daemon.logdir / "job")
     steps = [step for step, _ in points["loss"]]
-    assert len(steps) == 30_100 - full["dropped"]
+    assert len(steps) == 100_100 - full["dropped"]
     assert steps == sorted(set(steps)) and all(step == value for step, value in points["loss"])
     assert points["ranktap/dropped"][-1][1] == full["dropped"]
     assert os.listdir(spool) == [".ranktap-spool"]  # noqa: PTH208
