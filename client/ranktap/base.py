@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from time import time as wall_clock
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from ranktap.closing import Closing
 from ranktap.keys import Address
 from ranktap.outbox import Outbox
 from ranktap.sender import Sender
+from ranktap.spool import Spool
 from ranktap.staging import Described, Snapshot
 from ranktap_wire import kinds, limits, records, rules
 from ranktap_wire.messages import Hello
@@ -59,6 +61,7 @@ class BaseTap(Closing):
         hello: Hello,
         locate: Callable[[], Address],
         memory_bytes: int,
+        spool: Path | None = None,
     ) -> None:
         self.run = hello.run
         self.rank = hello.rank
@@ -85,7 +88,8 @@ class BaseTap(Closing):
         self._closed = False
         self._journaled = False
         self._told_dropped = False
-        self._sender = Sender(self._outbox, hello, locate)
+        kept = None if spool is None else Spool(spool, hello)
+        self._sender = Sender(self._outbox, hello, locate, kept)
         _living.add(self)
         self._sender.start()
         atexit.register(self.close)
@@ -215,7 +219,8 @@ class BaseTap(Closing):
     def flush(self, timeout: float = TIMEOUT_S) -> bool:
         """Wait until the daemon has journaled all that was logged; True when it has.
 
-        `timeout` is in seconds. False: not all in this time; nothing is lost by that.
+        `timeout` is in seconds. False: not all in this time; nothing is lost by that. With a
+        spool, also as soon as all of it is there and no daemon answers.
 
         Raises:
             TypeError, ValueError: `timeout` is no finite number from 0 on.
@@ -229,7 +234,9 @@ class BaseTap(Closing):
     def close(self, timeout: float = TIMEOUT_S) -> bool:
         """Flush, then end. What is logged afterwards is counted as dropped.
 
-        Called at the interpreter's exit too. True when everything was journaled.
+        Called at the interpreter's exit too. True when everything was journaled by the daemon.
+        With a spool, what was not is put there within the time, and the logger says how to send
+        it: then it is False, as of now the daemon does not have it.
 
         Raises:
             TypeError, ValueError: `timeout` is no finite number from 0 on.
@@ -245,7 +252,9 @@ class BaseTap(Closing):
         self._forget_tags()
         self._journaled = self._sender.close(timeout)
         if not self._journaled:
-            logger.warning("ranktap: closed before ranktapd had journaled everything")
+            logger.warning(
+                "ranktap: closed before ranktapd had journaled everything%s", self._sender.rest
+            )
         if self._outbox.dropped:
             logger.warning(
                 "ranktap: %d scalars and %d other records were dropped",

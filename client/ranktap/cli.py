@@ -16,6 +16,7 @@ Every rank of a distributed PyTorch job on one TensorBoard.
   ranktap top                  the same as a live view: rates, lag, steps, the last loss
   ranktap tail RUN             what a run logs, as it arrives
   ranktap doctor               whether this process could log to its daemon, and if not, why
+  ranktap sync DIR             send what jobs without network have left in a spool
   ranktapd --help              the daemon, for a log host
 """
 
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_top(commands.add_parser("top", help="a live view of a daemon's runs and ranks"))
     _add_tail(commands.add_parser("tail", help="what a run logs, as it arrives"))
     _add_doctor(commands.add_parser("doctor", help="whether this process could log"))
+    _add_sync(commands.add_parser("sync", help="send what is in a spool to a daemon"))
     options = parser.parse_args(arguments)
     if options.command == "tail":
         return _tail(options)
@@ -40,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _doctor(options)
     if options.command == "top":
         return _top(options)
+    if options.command == "sync":
+        return _sync(options)
     if options.command == "status":
         return _status(options)
     return _demo(options)
@@ -99,6 +103,25 @@ def _doctor(options: argparse.Namespace) -> int:
         return doctor.run(asking, as_json=options.json)
     except KeyboardInterrupt:
         return 130
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from ranktap import sync
+
+    try:
+        return sync.run(
+            spools=options.spools,
+            endpoint=options.endpoint,
+            logdir=options.logdir,
+            partial=options.partial,
+            patience_s=options.patience,
+        )
+    except KeyboardInterrupt:
+        print("ranktap sync: broken off; run it again to send the rest", file=sys.stderr)
+        return 130
+    except sync.SyncError as error:
+        print(f"ranktap sync: {error}", file=sys.stderr)
+        return 2
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -242,6 +265,35 @@ def _seconds(text: str) -> float:
     if not 0.1 <= seconds <= 86_400:
         raise argparse.ArgumentTypeError(f"expected a number from 0.1 to 86400, got {text!r}")
     return seconds
+
+
+def _add_sync(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """\
+Sends what ranks have logged with `spool=DIR` (or RANKTAP_SPOOL=DIR) and could not send, to a
+daemon. What has arrived is deleted; nothing arrives twice, however often it is broken off or
+run. The event file becomes that of a job with network, but for when things arrived.
+
+  ranktap sync spool --endpoint tcp://loghost:5757   to a daemon elsewhere (RANKTAP_ENDPOINT)
+  ranktap sync spool --logdir runs                   to event files below runs/, on this machine
+  ranktap sync node0 node1 node2                     spools of one job on several disks, together
+
+The ranks of a job are merged step by step, so they are sent together: where a rank has nothing
+in these spools, and none of them has reached a daemon before, the run is left as it is. A
+process that is still running sends its spool itself, and is left too.
+
+The status is 0 when nothing is left to send, 1 when something is (it is said what, and why), 2
+when nothing can be sent: no spool, no daemon; 130 after Ctrl-C. Then run it again."""
+    add = parser.add_argument
+    add("spools", nargs="+", type=Path, metavar="DIR", help="a spool, or one run's or rank's part")
+    add("--endpoint", metavar="ENDPOINT",
+        help="the daemon (RANKTAP_ENDPOINT, else this machine's service)")  # fmt: skip
+    add("--logdir", type=Path, metavar="LOGDIR",
+        help="start a daemon here, for this, that writes below LOGDIR")  # fmt: skip
+    add("--partial", action="store_true",
+        help="send a run although ranks have nothing here; they may come too late")  # fmt: skip
+    add("--patience", type=_positive, default=60, metavar="SECONDS",
+        help="give up when the daemon has taken nothing for so long (60)")  # fmt: skip
 
 
 def _positive(text: str) -> int:

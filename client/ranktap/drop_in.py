@@ -42,7 +42,8 @@ class SummaryWriter(Closing):
     machine's ranks share. With `endpoint`, or RANKTAP_ENDPOINT, it is one elsewhere, and the
     run's name is made of `log_dir`: a relative path less "./" and a leading "runs/", or the last
     component of an absolute one. `run` gives it another name; without an endpoint, the run is
-    then a directory below `log_dir`.
+    then a directory below `log_dir`. With RANKTAP_SPOOL (see `ranktap.init`) the daemon is
+    elsewhere too, and none is started here.
 
     `purge_step` says that what an earlier job logged at or past this step is void. `max_queue`
     and `flush_secs` are taken, and change nothing: no call waits for a queue, and what is logged

@@ -11,10 +11,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
+from ranktap.backlog import Backlog
 from ranktap.outbox import Mark, Outbox
-from ranktap_wire.delivery import SendWindow
 
 
 @dataclass(slots=True)
@@ -32,9 +31,9 @@ class Flush:
 class Flushes:
     """All that wait, the first one first. All but `add` and `give_up` are for the sender alone."""
 
-    def __init__(self, outbox: Outbox, window: SendWindow[Any]) -> None:
+    def __init__(self, outbox: Outbox, backlog: Backlog) -> None:
         self._outbox = outbox
-        self._window = window
+        self._backlog = backlog
         self._waiting: deque[Flush] = deque()
 
     def __bool__(self) -> bool:
@@ -54,18 +53,22 @@ class Flushes:
             if flush.mark is None:
                 flush.mark = self._outbox.mark()
             if flush.number is None and self._outbox.has_taken(flush.mark):
-                flush.number = self._window.first_unacknowledged + len(self._window) - 1
+                flush.number = self._backlog.last_number
         return any(flush.number is None for flush in tuple(self._waiting))
 
-    def settle(self) -> None:
-        """Let those go who have what they waited for."""
+    def settle(self, kept: int = 0) -> None:
+        """Let those go who have what they waited for, and who have no more to wait for: batches up
+        to number `kept` are safe where they are, and there is no daemon."""
         self.has_unsealed()
         while self._waiting:
             number = self._waiting[0].number
-            if number is None or self._window.first_unacknowledged <= number:
+            if number is None:
+                return
+            is_journaled = self._backlog.first_unacknowledged > number
+            if not is_journaled and number > kept:
                 return
             flush = self._waiting.popleft()
-            flush.journaled = True
+            flush.journaled = is_journaled
             flush.done.set()
 
     def give_up(self) -> None:
@@ -75,5 +78,5 @@ class Flushes:
                 flush = self._waiting.popleft()
             except IndexError:
                 return  # the ending thread and the one that waits both come here
-            flush.journaled = not self._outbox and not len(self._window)
+            flush.journaled = not self._outbox and not len(self._backlog)
             flush.done.set()

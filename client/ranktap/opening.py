@@ -32,6 +32,7 @@ def init(
     comment: str = "",
     filename_suffix: str = "",
     resume_step: int | None = None,
+    spool: str | os.PathLike[str] | None = None,
     memory: int = 256 << 20,
 ) -> Tap:
     """This rank's tap. Returns at once, whether a daemon is there or not.
@@ -49,11 +50,16 @@ def init(
     earlier one logged at or past it is void. `memory` bounds, in bytes, what is held
     while the daemon cannot be reached.
 
+    `spool` (or RANKTAP_SPOOL) is a directory, which ranks may share, for what memory should
+    not hold, and for what waits longer than seconds: nothing is dropped while its disk takes
+    it. It is sent when the daemon can be reached, or by `ranktap sync` when this process is
+    gone. With it no daemon has to be there, ever.
+
     With RANKTAP_DISABLED=1 it returns a tap whose methods do nothing.
 
     Raises:
         TypeError, ValueError: an argument or an environment variable is not of this form.
-        LookupError: there is no daemon to be found, or no name for the run.
+        LookupError: there is no daemon to be found, and no spool, or no name for the run.
         ModuleNotFoundError: `logdir` needs what `pip install 'ranktap[daemon]'` installs.
     """
     identity = ranks.identify()
@@ -92,7 +98,9 @@ def init(
         resume_step=None if resume_step is None else rules.check_step(resume_step, "resume_step"),
         about=about.gather(identity, is_given=is_given),
     )
-    return Tap(hello, _daemon(endpoint, logdir, identity), int(memory))
+    kept = spool_directory(spool)
+    locate = find_daemon(endpoint, logdir, identity, may_be_absent=kept is not None)
+    return Tap(hello, locate, int(memory), kept)
 
 
 def is_disabled() -> bool:
@@ -107,34 +115,52 @@ def endpoint_elsewhere(endpoint: str | None) -> str | None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Choice:
-    """Which daemon a tap logs to: the one at `endpoint`, or else that of `logdir`."""
+    """Which daemon a tap logs to: the one at `endpoint`, or that of `logdir`; with neither, this
+    machine's service, should it come."""
 
     why: str
     endpoint: str | None = None
     logdir: Path | None = None
 
 
-def choose(endpoint: str | None, logdir: str | os.PathLike[str] | None) -> Choice:
+def choose(
+    endpoint: str | None, logdir: str | os.PathLike[str] | None, *, may_be_absent: bool = False
+) -> Choice:
     """The daemon that was asked for, in the order that `init` says.
 
     Raises:
         TypeError, ValueError: `endpoint`, or RANKTAP_ENDPOINT, or `logdir` is not of its form.
-        LookupError: nothing was asked for, and there is no service on this machine.
+        LookupError: nothing was asked for, and there is no service on this machine, unless it
+            `may_be_absent`.
     """
     elsewhere = endpoint_elsewhere(endpoint)
     if elsewhere is not None:
         why = "endpoint was given" if endpoint else "RANKTAP_ENDPOINT is set"
         return Choice(why, endpoint=_check_endpoint(elsewhere))
     if logdir is not None:
-        return Choice("logdir was given", logdir=_check_logdir(logdir))
+        return Choice("logdir was given", logdir=_check_path(logdir, "logdir"))
     if answers(places.SERVICE_SOCKET):
         why = "nothing else was asked for, and the service's socket answers"
         return Choice(why, endpoint=f"ipc://{places.SERVICE_SOCKET}")
+    if may_be_absent:
+        return Choice("nothing else was asked for, and the service may come")
     raise LookupError(
         "no daemon to log to: give endpoint= (or set RANKTAP_ENDPOINT) for a ranktapd elsewhere, "
         "or logdir= to have one started on this machine, or start the service "
         f"({places.SERVICE_SOCKET} does not answer)"
     )
+
+
+def spool_directory(spool: str | os.PathLike[str] | None) -> Path | None:
+    """The directory of the spool that was named, here or in the environment, absolute.
+
+    Raises:
+        TypeError, ValueError: it is no path.
+    """
+    named = spool if spool is not None else os.environ.get("RANKTAP_SPOOL")
+    if named is None or named == "":
+        return None
+    return _check_path(named, "spool")
 
 
 def run_name(run: str | None, identity: ranks.Identity, comment: str) -> str:
@@ -160,15 +186,26 @@ def run_name(run: str | None, identity: ranks.Identity, comment: str) -> str:
     return name
 
 
-def _daemon(
-    endpoint: str | None, logdir: str | os.PathLike[str] | None, identity: ranks.Identity
+def find_daemon(
+    endpoint: str | None,
+    logdir: str | os.PathLike[str] | None,
+    identity: ranks.Identity,
+    *,
+    may_be_absent: bool = False,
 ) -> Callable[[], Address]:
-    """How to find the daemon."""
-    choice = choose(endpoint, logdir)
+    """How to find the daemon; what is returned raises OSError while there is none.
+
+    Raises:
+        TypeError, ValueError: `endpoint` or `logdir` is not of this form.
+        LookupError: none was named and none is here, unless it `may_be_absent`.
+        ModuleNotFoundError: `logdir` needs what is not installed.
+    """
+    choice = choose(endpoint, logdir, may_be_absent=may_be_absent)
     if choice.endpoint is not None:
         named = Address(choice.endpoint)
         return lambda: named
-    assert choice.logdir is not None and logdir is not None
+    if choice.logdir is None or logdir is None:
+        return _service
     if ranks.spans_machines(identity):
         if identity.rank == 0:
             embedded.check_installed()
@@ -178,13 +215,20 @@ def _daemon(
     return lambda: Address(daemon.locate())
 
 
-def _check_logdir(logdir: object) -> Path:
+def _service() -> Address:
+    """This machine's service, once it is there."""
+    if not answers(places.SERVICE_SOCKET):
+        raise OSError(f"no ranktapd was named, and {places.SERVICE_SOCKET} does not answer")
+    return Address(f"ipc://{places.SERVICE_SOCKET}")
+
+
+def _check_path(path: object, name: str) -> Path:
     """The directory, absolute: the training may change its own."""
-    if not isinstance(logdir, str | os.PathLike) or not isinstance(os.fspath(logdir), str):
-        raise TypeError(f"logdir: expected a path, got {logdir!r} ({type(logdir).__name__})")
-    if "\0" in os.fspath(logdir):
-        raise ValueError(f"logdir: expected a path without null characters, got {logdir!r}")
-    return Path(logdir).absolute()
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"{name}: expected a path, got {path!r} ({type(path).__name__})")
+    if "\0" in os.fspath(path):
+        raise ValueError(f"{name}: expected a path without null characters, got {path!r}")
+    return Path(path).absolute()
 
 
 def _check_endpoint(endpoint: object) -> str:

@@ -208,6 +208,11 @@ class Outbox:
         """What waits as rows, at its size in columns."""
         return len(self.rows) // ROW_ITEMS * COLUMN_ROW_BYTES
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether more waits as rows than still fits."""
+        return 2 * len(self.rows) > self.row_limit
+
     def mark(self) -> Mark:
         """All that has been logged by now. Only the sender may ask: it changes what was taken."""
         return Mark(

@@ -1,8 +1,8 @@
 """The sender: one daemon thread that owns the socket, sends batches, and sends them again.
 
-    outbox --take--> batch --push--> SendWindow --due--> DEALER ======> ranktapd
-                                         ^                                 |
-                                         +--- acknowledged(n) <---- ack n -+
+    outbox --take--> batch --push--> Backlog --due--> DEALER ======> ranktapd
+                                      |   ^                             |
+                                    spool +--- acknowledged(n) <- ack n +
 
 It wakes every 50 ms, or earlier when an answer, a megabyte of blobs, or a flush is
 there. What was logged becomes a batch then, or less often when the daemon asks for that.
@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import random
+import shlex
 import socket
 import threading
 import time
@@ -30,13 +31,15 @@ from typing import Any
 import zmq
 
 from ranktap import about, keys
+from ranktap.backlog import Backlog
 from ranktap.clock import Clock
 from ranktap.finite import FiniteWatch
 from ranktap.flushes import Flushes
 from ranktap.outbox import Outbox, Sealed
 from ranktap.pacing import Pacing
+from ranktap.spool import Spool
+from ranktap.spooled import Loaded
 from ranktap_wire import frames, limits
-from ranktap_wire.delivery import SendWindow
 from ranktap_wire.messages import (
     Ack,
     ByeAnswer,
@@ -45,8 +48,10 @@ from ranktap_wire.messages import (
     Error,
     FrameError,
     Hello,
+    Source,
     Welcome,
 )
+from ranktap_wire.records import Buffer
 
 logger = logging.getLogger("ranktap")
 
@@ -73,6 +78,13 @@ GOODBYE_S = limits.ANSWER_TIMEOUT_S + 2.0
 """How long a closed tap tries to say goodbye: a daemon that was started again is found after
 the time without an answer, and one that is embedded takes a second to start. Without a goodbye
 it would wait for this session, and not end, for as long as sessions are waited for."""
+SPOOL_AFTER_S = limits.ANSWER_TIMEOUT_S
+"""Without an acknowledgement for this long, what waits goes to the spool, so that the end of
+the process loses no more than this."""
+SPOOL_INTERVAL_S = 1.0
+"""Then a batch is made at the latest this long after its first record: a write and a sync."""
+SPOOL_RESERVE_S = 2.0
+"""Of the time that `close` has, for writing out what is left; half of it, if that is less."""
 
 
 def answers(path: Path) -> bool:
@@ -90,13 +102,20 @@ class Sender:
     """Streams one outbox to one daemon.
 
     `locate` tells where the daemon is, and is asked before every connection; it may start one,
-    and raises OSError when it cannot.
+    and raises OSError when it cannot. What memory should not hold goes to `spool`, where one is
+    given.
 
     Raises:
         ValueError: the environment names keys that are none.
     """
 
-    def __init__(self, outbox: Outbox, hello: Hello, locate: Callable[[], keys.Address]) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        hello: Hello,
+        locate: Callable[[], keys.Address],
+        spool: Spool | None = None,
+    ) -> None:
         self._keys = keys.from_environment()
         # Has a thread rather than being one: Thread's own private names are many, and each
         # release has others.
@@ -104,13 +123,20 @@ class Sender:
         self._outbox = outbox
         self._hello = hello
         self._locate = locate
-        self._window: SendWindow[Sealed] = SendWindow(
-            limits.IN_FLIGHT_BYTES, limits.IN_FLIGHT_MESSAGES
-        )
-        self._flushes = Flushes(outbox, self._window)
+        self._spool = spool
+        self._backlog = Backlog(outbox, spool)
+        self._flushes = Flushes(outbox, self._backlog)
         self._closing = threading.Event()
         self.stopped = threading.Event()
         """Set when the thread has ended, for whatever reason."""
+        self._kept = threading.Event()
+        """Set when the tap is closed and all that is left of it is in the spool."""
+        self._is_absent = False
+        """There is no daemon to be found, or one that does not take this session."""
+        self._heard_at = time.monotonic()
+        self._moved_at = self._heard_at
+        """When something was acknowledged, or nothing waited, for the last time."""
+        self._next_keep_at = 0.0
         self._goodbye_until = math.inf
         self._said_goodbye = False
         self._is_known = False
@@ -160,7 +186,10 @@ class Sender:
             return  # the thread has ended and closed it
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until what was logged before is in the daemon's journal; False when it is not."""
+        """Wait until what was logged before is in the daemon's journal; False when it is not.
+
+        With a spool it is not waited for a daemon that does not answer, once all is there.
+        """
         flush = self._flushes.add()
         if self.stopped.is_set():
             self._flushes.give_up()
@@ -171,13 +200,27 @@ class Sender:
     def close(self, timeout_s: float) -> bool:
         """Flush, say goodbye and end the thread, within the time; True when all was journaled."""
         deadline = time.monotonic() + timeout_s
-        flushed = self.flush(timeout_s)
+        reserve_s = 0.0 if self._spool is None else min(SPOOL_RESERVE_S, timeout_s / 2)
+        flushed = self.flush(timeout_s - reserve_s)
         self._outbox.close()
         self._closing.set()
         self.wake()
-        # Without a daemon the thread ends at once; with one it waits for the goodbye.
-        self.stopped.wait(max(0.1, deadline - time.monotonic()))
+        # Without a daemon the thread ends at once; with one it waits for the goodbye. It goes on
+        # trying when the rest is in the spool, but that need not be waited for.
+        ended = self.stopped if flushed or self._spool is None else self._kept
+        ended.wait(max(0.1, deadline - time.monotonic()))
         return flushed
+
+    @property
+    def rest(self) -> str:
+        """Where what is left of a closed tap is, and how it is sent; empty when it is nowhere."""
+        backlog = self._backlog
+        if self._spool is None or not len(backlog) or backlog.kept < backlog.last_number:
+            return ""
+        return (
+            f"; the rest of rank {self._hello.rank} is on disk, and is sent by: "
+            f"ranktap sync {shlex.quote(str(self._spool.root))}"
+        )
 
     # -- the thread -------------------------------------------------------------------
 
@@ -186,6 +229,7 @@ class Sender:
             self._context = zmq.Context()
             if self._hello.rank == 0:
                 about.add_commit(self._hello.about)
+            self._prepare_spool()
             self._connect()
             while not self._finished():
                 self._turn()
@@ -195,6 +239,8 @@ class Sender:
         finally:
             self._outbox.close()
             self._disconnect()
+            self._keep_rest()
+            self._backlog.close()
             if self._context is not None:
                 self._context.destroy(linger=0)
             self.stopped.set()
@@ -215,10 +261,13 @@ class Sender:
         now = time.monotonic()
         self._hear_door(now)
         self._seal(now)
+        self._keep(now)
         self._send()
-        self._flushes.settle()
+        self._flushes.settle(self._backlog.kept if self._is_silent(now) else 0)
         self._probe(now)
-        is_done = self._closing.is_set() and not self._outbox and not len(self._window)
+        if self._welcomed and self._hello.source is Source.BACKLOG and not self._backlog.is_on_disk:
+            self._say_hello()  # it has caught up
+        is_done = self._closing.is_set() and not self._outbox and not len(self._backlog)
         if is_done and self._welcomed and not self._bye_sent:
             self._bye_sent = self._send_control(frames.pack_bye(self._hello.session))
         if now - self._last_heard > limits.ANSWER_TIMEOUT_S and now >= self._not_before:
@@ -255,7 +304,8 @@ class Sender:
             or self._is_asked  # a beat, whose round trip is measured
             or self._blocked
             or self._closing.is_set()
-            or self._window.held_bytes >= limits.BATCH_TARGET_BYTES
+            or self._backlog.held_bytes >= limits.BATCH_TARGET_BYTES
+            or self._backlog.is_on_disk
         )
 
     def _receive(self) -> None:
@@ -274,15 +324,18 @@ class Sender:
                         "answer", "ranktap: %s said something else: %s", self._where, error
                     )
                 continue
-            self._last_heard = time.monotonic()
+            self._last_heard = self._heard_at = time.monotonic()
+            self._is_absent = False
             self._hear(answer)
 
     def _hear(self, answer: DaemonMessage) -> None:
         match answer:
             case Welcome():
                 self._release(answer.last)
-                self._window.rewind()
+                self._backlog.rewind()
                 self._welcomed = self._is_known = True
+                if self._spool is not None:
+                    self._spool.reached = True
                 self._told -= {"silent", "door"}
                 self._pacing.asked(answer.interval)
                 self._last_probe = -math.inf
@@ -316,24 +369,24 @@ class Sender:
                 self._say_hello()
         elif error.code == Code.GAP and error.number is not None:
             self._release(error.number)
-            self._window.rewind()
+            self._backlog.rewind()
         elif error.number is not None:
             self._refused.add(error.number)
             self._tell_once(error.text, "ranktap: ranktapd refused a batch: %s", error.text)
         elif error.code in (Code.PROTOCOL, Code.REFUSED, Code.CONFLICT, Code.LIMIT):
-            self._stop(error.text)
+            self._stop(error.text, is_replaced=error.code == Code.CONFLICT)
         else:
             self._is_put_off = not self._welcomed
             self._tell_once(error.text, "ranktap: ranktapd says: %s", error.text)
 
     def _release(self, number: int) -> None:
-        for numbered in self._window.acknowledged(number):
-            self._outbox.release(numbered.batch)
-            if numbered.number in self._refused:
-                self._refused.remove(numbered.number)
-                batch = numbered.batch.batch
-                self._outbox.drop_scalars(0 if batch.columns is None else len(batch.columns))
-                self._outbox.drop_blobs(len(batch.blobs))
+        if number >= self._backlog.first_unacknowledged:
+            self._moved_at = time.monotonic()
+        for released, records in self._backlog.acknowledged(number):
+            if released in self._refused:
+                self._refused.remove(released)
+                self._outbox.drop_scalars(records.scalars)
+                self._outbox.drop_blobs(records.blobs)
 
     def _seal(self, now: float) -> None:
         """Move what was logged into numbered batches."""
@@ -346,8 +399,12 @@ class Sender:
                 large = (
                     self._outbox.pending_blob_bytes >= limits.BATCH_TARGET_BYTES
                     or self._outbox.row_bytes >= BACKLOG_BYTES
+                    or (self._spool is not None and self._outbox.is_crowded)
                 )
-                if not large and (not due or self._window.unsent):
+                is_due = due and not self._backlog.unsent
+                if self._backlog.is_on_disk and now >= self._next_keep_at:
+                    is_due = True
+                if not large and not is_due:
                     return
             sealed = self._outbox.take()
             if sealed is None:
@@ -355,26 +412,76 @@ class Sender:
             told = self._finite.look(sealed.batch)
             if told is not None:
                 logger.warning("ranktap: rank %d: %s", self._hello.rank, told)
-            self._window.push(sealed, sealed.nbytes)
+            self._backlog.push(sealed)
+            self._next_keep_at = now + SPOOL_INTERVAL_S
             self._send()
         self._more = True
+
+    # -- the spool --------------------------------------------------------------------
+
+    def _prepare_spool(self) -> None:
+        if self._spool is not None:
+            try:
+                self._spool.prepare()
+            except OSError as error:
+                self._tell_once("spool", "ranktap: the spool cannot be used yet: %s", error)
+
+    def _is_silent(self, now: float) -> bool:
+        """Whether there is no daemon, as far as is known."""
+        return self._is_absent or now - self._heard_at > limits.ANSWER_TIMEOUT_S
+
+    def _keep(self, now: float) -> None:
+        """Put on disk what has waited too long, and what memory should not hold."""
+        if self._closing.is_set():
+            self._keep_rest()
+            return
+        if not len(self._backlog):
+            self._moved_at = now
+        elif (
+            self._backlog.is_on_disk
+            or self._backlog.is_too_large
+            or self._is_absent
+            or now - self._moved_at > SPOOL_AFTER_S
+        ):
+            self._backlog.keep(now, time.time())
+
+    def _keep_rest(self) -> None:
+        """Put all that is left on disk."""
+        if self._spool is None:
+            return
+        try:
+            while (sealed := self._outbox.take()) is not None:
+                self._backlog.push(sealed)
+            if self._backlog.kept < self._backlog.last_number:
+                self._backlog.keep(time.monotonic(), time.time(), is_last=True)
+        # The same as in `_run`, which may have come here because of it.
+        except Exception:
+            logger.exception("ranktap: what is left cannot be put into the spool")
+        self._kept.set()
+
+    # -- out --------------------------------------------------------------------------
 
     def _send(self) -> None:
         self._blocked = False
         while self._welcomed and self._socket is not None:
-            numbered = self._window.due()
+            now = time.monotonic()
+            numbered = self._backlog.due(now)
             if numbered is None:
                 return
-            batch = numbered.batch.batch
-            batch.clock = self._clock.estimate(time.monotonic())
-            parts = frames.pack_batch(self._hello.session, numbered.number, batch)
+            parts = self._frames_of(numbered.number, numbered.batch, now)
             try:
                 # pyzmq copies frames under 64 KiB and refers to larger ones.
                 self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)  # type: ignore[arg-type]
             except zmq.Again:
-                self._window.unsend()
+                self._backlog.unsend()
                 self._blocked = True
                 return
+
+    def _frames_of(self, number: int, item: Sealed | Loaded, now: float) -> list[Buffer]:
+        if isinstance(item, Loaded):
+            return item.parts
+        item.batch.clock = self._clock.estimate(now)
+        return frames.pack_batch(self._hello.session, number, item.batch)
 
     def _send_control(self, parts: list[Any]) -> bool:
         try:
@@ -392,7 +499,7 @@ class Sender:
         silence = now - max(self._last_heard, self._last_probe)
         # Where many send, acknowledgements take longer, and beats would be most of what is sent.
         probe_s = max(PROBE_INTERVAL_S, min(self._pacing.interval_s, limits.BEAT_INTERVAL_S))
-        is_silent = silence > (probe_s if len(self._window) else limits.BEAT_INTERVAL_S)
+        is_silent = silence > (probe_s if len(self._backlog) else limits.BEAT_INTERVAL_S)
         if is_silent or now - self._last_probe > CLOCK_INTERVAL_S:
             self._last_probe = now
             self._is_asked = self._send_control(frames.pack_beat(self._hello.session, now))
@@ -405,9 +512,15 @@ class Sender:
         try:
             address = self._locate()
         except OSError as error:
+            self._is_absent = True
             self._tell_once("locate", "ranktap: %s; training goes on", error)
             return
         self._where = address.endpoint
+        # Nobody listens: with a spool that need not be waited for. libzmq goes on trying.
+        path = self._where.removeprefix("ipc://")
+        self._is_absent = (
+            self._spool is not None and path != self._where and not answers(Path(path))
+        )
         assert self._context is not None
         dealer = self._context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.LINGER, 0)
@@ -441,11 +554,13 @@ class Sender:
     def _say_hello(self) -> None:
         self._welcomed = self._is_put_off = False
         self._bye_sent = False
-        self._hello.first = self._window.first_unacknowledged
+        self._hello.first = self._backlog.first_unacknowledged
+        self._hello.source = Source.BACKLOG if self._backlog.is_on_disk else Source.LIVE
         self._send_control(frames.pack_hello(self._hello))
 
     def _disconnect(self) -> None:
         self._welcomed = self._is_asked = False
+        self._backlog.rewind()
         if self._door is not None:
             self._door.close()
             self._door = None
@@ -453,7 +568,13 @@ class Sender:
             self._socket.close(linger=0)
             self._socket = None
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: str, *, is_replaced: bool = False) -> None:
+        """There is nothing to be had from this daemon."""
+        if self._spool is not None and not is_replaced:
+            logger.error("ranktap: %s; what this rank logs goes to the spool alone", reason)
+            self._is_known, self._is_absent, self._not_before = False, True, math.inf
+            self._disconnect()
+            return
         logger.error("ranktap: %s; nothing more is logged by this rank", reason)
         self._outbox.close()
         self._closing.set()

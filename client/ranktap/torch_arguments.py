@@ -27,8 +27,9 @@ R = TypeVar("R")
 
 def place(
     log_dir: StrPath | None, comment: str, run: str | None, endpoint: str | None
-) -> tuple[StrPath, str, str]:
-    """The directory of the run as torch has it, and for `init` the logdir and the run's name.
+) -> tuple[StrPath, str | None, str]:
+    """The directory of the run as torch has it, and for `init` the logdir, None where the daemon is
+    elsewhere, and the run's name.
 
     Raises:
         TypeError, ValueError: an argument is not of this form; it is named.
@@ -39,17 +40,21 @@ def place(
     is_path = log_dir is None or isinstance(log_dir, str | os.PathLike)
     if not is_path or isinstance(os.fspath(log_dir or ""), bytes):
         raise TypeError(f"log_dir: expected a path, got {log_dir!r} ({type(log_dir).__name__})")
-    is_elsewhere = opening.endpoint_elsewhere(endpoint) is not None
+    # Where there is a spool, what is written here is what is sent elsewhere one day.
+    is_elsewhere = (
+        opening.endpoint_elsewhere(endpoint) is not None
+        or opening.spool_directory(None) is not None
+    )
     if run:
         directory = f"{os.fspath(log_dir or RUNS)}/{run}"
-        return directory, _absolute(log_dir or RUNS), run
+        return directory, None if is_elsewhere else _absolute(log_dir or RUNS), run
     if not log_dir:
         # With nothing to be logged, there is nothing that ranks could not agree on.
         name = "" if opening.is_disabled() else opening.run_name(None, ranks.identify(), comment)
         directory = f"{RUNS}/{name}"
-        return directory, _absolute(directory), name if is_elsewhere else "."
+        return (directory, None, name) if is_elsewhere else (directory, _absolute(directory), ".")
     if is_elsewhere:
-        return log_dir, "", _run_of(os.fspath(log_dir))
+        return log_dir, None, _run_of(os.fspath(log_dir))
     if "://" in os.fspath(log_dir):
         raise ValueError(f"log_dir: expected a path on this machine, got {log_dir!r}")
     return log_dir, _absolute(log_dir), "."

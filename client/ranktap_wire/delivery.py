@@ -69,6 +69,30 @@ class SendWindow(Generic[BatchT]):
         self._in_flight_bytes += batch.nbytes
         return batch
 
+    def held(self) -> list[Numbered[BatchT]]:
+        """All that is held, in order."""
+        return list(self._held)
+
+    def begin_at(self, number: int) -> None:
+        """Give the next batch that is pushed this number.
+
+        Raises:
+            ValueError: batches are held, whose numbers would not be followed by it.
+        """
+        if self._held:
+            raise ValueError(f"batch {number} does not follow batch {self._last_number}")
+        self._last_number = number - 1
+
+    def take_back(self) -> list[Numbered[BatchT]]:
+        """Hand back what is not in flight, in order, as if it had not been pushed."""
+        taken: deque[Numbered[BatchT]] = deque()
+        while len(self._held) > self._in_flight:
+            batch = self._held.pop()
+            self._held_bytes -= batch.nbytes
+            self._last_number -= 1
+            taken.appendleft(batch)
+        return list(taken)
+
     def unsend(self) -> None:
         """Take back the last `due()`: the socket did not accept it."""
         self._in_flight -= 1

@@ -38,6 +38,7 @@ from ranktap_wire.messages import (
     Hello,
     Probe,
     ProbeAnswer,
+    Source,
     Welcome,
 )
 from ranktap_wire.records import STEP_MAX, Batch, Buffer
@@ -47,7 +48,10 @@ from ranktap_wire.rules import shown
 
 
 def pack_hello(hello: Hello) -> list[Buffer]:
-    return [pack_header({"type": "hello"} | {name: getattr(hello, name) for name in _HELLO})]
+    head = {"type": "hello"} | {name: getattr(hello, name) for name in _HELLO}
+    if hello.source is not Source.LIVE:
+        head["source"] = str(hello.source)
+    return [pack_header(head)]
 
 
 def pack_batch(session: bytes, number: int, batch: Batch) -> list[Buffer]:
@@ -203,6 +207,7 @@ def _read_hello(head: dict[str, Any]) -> Hello:
             filename_suffix=rules.check_suffix(head.get("filename_suffix")),
             resume_step=resume_step,
             about=rules.check_about(head.get("about")),
+            source=_source(head),
         )
     except FrameError:
         raise
@@ -277,6 +282,13 @@ def read_answer(frames: Frames) -> DaemonMessage:
 
 def _optional(head: dict[str, Any], name: str) -> float | None:
     return finite_field(head, name) if name in head else None
+
+
+def _source(head: dict[str, Any]) -> Source:
+    said = head.get("source", str(Source.LIVE))
+    if not isinstance(said, str) or said not in set(Source):
+        raise ValueError(f"source: expected one of {[*map(str, Source)]}, got {shown(said)}")
+    return Source(said)
 
 
 def _host(head: dict[str, Any]) -> str:

@@ -14,6 +14,20 @@ PROTOCOL: Final = 1
 
 SESSION_ID_BYTES: Final = 16
 
+
+class Source(StrEnum):
+    """Where a session's batches come from, which says what a window may wait for."""
+
+    LIVE = "live"
+    """From a process that sends as it logs: a rank that is late is a straggler."""
+    BACKLOG = "backlog"
+    """From a process that first sends what it had to keep on its disk: its steps are old, and no
+    window is given up on while it catches up."""
+    SPOOL = "spool"
+    """From the disk of a process that is gone: what is not sent today is sent later, so no window
+    is given up on before the session has said bye."""
+
+
 Frames = Sequence[Buffer]
 """A message as it travels."""
 
@@ -68,6 +82,8 @@ class Hello:
     about: dict[str, str] = field(default_factory=dict)
     """What else it is, for people: device, versions, command line ..., under short names. The
     daemon itself looks at `job` alone, which tells two jobs of one run's name apart."""
+    source: Source = Source.LIVE
+    """Travels only where it is another."""
     protocol: int = PROTOCOL
 
 

@@ -107,6 +107,16 @@ class SessionGone:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionSource:
+    """What a session sends comes from elsewhere than it did until here; `live` at its opening."""
+
+    kind: ClassVar[str] = "source"
+    session: bytes
+    source: str
+    """A `Source`."""
+
+
+@dataclass(frozen=True, slots=True)
 class WindowsExpired:
     """Windows whose first record stands at or before entry `before` are given up on."""
 
@@ -137,8 +147,9 @@ class SessionsSoFar:
 
     kind: ClassVar[str] = "sessions"
     sessions: list[list[Any]] = field(default_factory=list)
-    """[session, rank, world size, host, pid, started, last batch, away, job] of each that is open.
-    The rest of `about` is for the fold, which has it in its snapshot."""
+    """[session, rank, world size, host, pid, started, last batch, away, job] of each that is open,
+    and its source behind them where that is not `live`. The rest of `about` is for the fold, which
+    has it in its snapshot."""
     ended: list[list[Any]] = field(default_factory=list)
     """[session, last batch, replaced] of those that ended and might say hello again."""
     moved: list[list[Any]] = field(default_factory=list)
@@ -153,6 +164,7 @@ Words = (
     | BatchAccepted
     | BatchRefused
     | SessionGone
+    | SessionSource
     | WindowsExpired
     | TagsLimited
     | JobMoved
@@ -167,6 +179,7 @@ _KINDS: dict[str, type[Words]] = {
         BatchAccepted,
         BatchRefused,
         SessionGone,
+        SessionSource,
         WindowsExpired,
         TagsLimited,
         JobMoved,

@@ -22,6 +22,7 @@ import numpy as np
 
 from ranktap_wire import frames
 from ranktap_wire.journal import Entry
+from ranktap_wire.messages import Source
 from ranktap_wire.records import STEP_MIN, Batch
 from ranktap_wire.shown import LAYOUT_TAG
 from ranktapd import event_file
@@ -32,6 +33,7 @@ from ranktapd.entries import (
     RunBegins,
     SessionGone,
     SessionOpened,
+    SessionSource,
     TagsLimited,
     WindowsExpired,
     read_entry,
@@ -66,6 +68,8 @@ class Fold:
         self._begins = RunBegins(0.0, "", 0, "")
         self._started = False
         self._sessions: dict[bytes, _Rank] = {}
+        self._behind: dict[bytes, Source] = {}
+        """Sessions that send what was logged some time ago, and from where."""
         self._generation: set[bytes] = set()
         self._generation_ranks: set[int] = set()
         self._resumed_at: int | None = None
@@ -108,9 +112,14 @@ class Fold:
                 self._opened(words)
             case SessionGone():
                 self._gone(words)
+            case SessionSource():
+                if words.session in self._sessions:
+                    self._set_source(words.session, Source(words.source))
             case WindowsExpired():
-                for windows in self._all_windows:
-                    windows.expire(words.before)
+                # Asked for before the worker knew that somebody is behind.
+                if not self.is_held:
+                    for windows in self._all_windows:
+                        windows.expire(words.before)
             case TagsLimited():
                 self._tags.most = words.most
                 self._scalars.forget_refused()
@@ -165,6 +174,11 @@ class Fold:
         }
 
     @property
+    def is_held(self) -> bool:
+        """Whether no window is given up on: a session is still to send what is missing."""
+        return bool(self._behind)
+
+    @property
     def _all_windows(self) -> tuple[ScalarWindows, MergeWindows[Any]]:
         return self._scalars.windows, self._blobs.windows
 
@@ -179,6 +193,7 @@ class Fold:
         self._generation.add(words.session)
         self._generation_ranks.add(words.rank)
         self._sessions.setdefault(words.session, _Rank(words.rank))
+        self._set_source(words.session, Source.LIVE)
         self._reports.opened(words)
         for windows in self._all_windows:
             windows.opened(words.rank)
@@ -212,13 +227,23 @@ class Fold:
             windows.reset(STEP_MIN)
         self._generation.clear()
         self._generation_ranks.clear()
+        self._behind.clear()  # what they have not sent is of the life before
         self._resumed_at = None
+
+    def _set_source(self, session: bytes, source: Source) -> None:
+        if source is Source.LIVE:
+            self._behind.pop(session, None)
+        else:
+            self._behind[session] = source
 
     def _gone(self, words: SessionGone) -> None:
         session = self._sessions.get(words.session)
         if session is None:
             return
         self._reports.gone(session.rank, words)
+        if not words.final and self._behind.get(words.session) is Source.SPOOL:
+            return  # its process is long gone; what is missing is on a disk, and comes later
+        self._behind.pop(words.session, None)
         if words.final:
             del self._sessions[words.session]
             self._gone_dropped += session.dropped
@@ -284,6 +309,7 @@ class Fold:
             "begins": [begins.created, begins.host, begins.pid, begins.suffix],
             "started": self._started,
             "sessions": [[key, rank.rank, rank.dropped] for key, rank in self._sessions.items()],
+            "behind": [[key, str(source)] for key, source in self._behind.items()],
             "generation": sorted(self._generation),
             "generation_ranks": sorted(self._generation_ranks),
             "resumed_at": self._resumed_at,
@@ -311,6 +337,8 @@ class Fold:
         fold._begins = RunBegins(*state["begins"])
         fold._started = state["started"]
         fold._sessions = {key: _Rank(rank, dropped) for key, rank, dropped in state["sessions"]}
+        # Snapshots of before have no such sessions.
+        fold._behind = {key: Source(source) for key, source in state.get("behind", ())}
         fold._generation = set(state["generation"])
         fold._generation_ranks = set(state["generation_ranks"])
         fold._resumed_at = state["resumed_at"]

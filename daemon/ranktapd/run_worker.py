@@ -246,7 +246,8 @@ class RunWorker:
     def _ask_to_expire(self) -> float | None:
         """Ask that windows that have waited too long be given up on; how long until the next."""
         waits_since = self._fold.waits_since()
-        if waits_since is None:
+        if waits_since is None or self._fold.is_held:
+            # What waits when nobody is behind any more has waited since then.
             self._rounds.clear()
             return None
         now = time.monotonic()

@@ -31,6 +31,7 @@ from ranktapd.entries import (
     RunBegins,
     SessionGone,
     SessionOpened,
+    SessionSource,
     TagsLimited,
     Words,
     pack_entry,
@@ -234,6 +235,8 @@ class Run:
             )
             self.add(SessionOpened.of(hello, session.window.last))
             session = self.sessions.sessions[hello.session]
+        if session.source != hello.source:
+            self.add(SessionSource(hello.session, str(hello.source)))
         session.peer = peer
         session.last_heard = now
         session.missed = False

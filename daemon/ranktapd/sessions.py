@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ranktap_wire.delivery import ReceiveWindow
+from ranktap_wire.messages import Source
 from ranktap_wire.records import Batch
 from ranktapd.entries import (
     BatchAccepted,
@@ -12,6 +13,7 @@ from ranktapd.entries import (
     JobMoved,
     SessionGone,
     SessionOpened,
+    SessionSource,
     SessionsSoFar,
     TagsLimited,
     Words,
@@ -41,6 +43,8 @@ class Session:
     away: bool = False
     """Not heard of for too long. It may come back, and what of it is in the journal must
     still be known then: the acknowledgement may never have reached it."""
+    source: str = Source.LIVE
+    """Where its batches come from."""
 
     def fields(self, run: str) -> dict[str, object]:
         """Who it is, for the log; `run` is the one that it is in."""
@@ -124,6 +128,9 @@ class RunSessions:
                         del self.ended[next(iter(self.ended))]
                 elif session is not None:
                     session.away = True
+            case SessionSource():
+                if words.session in self.sessions:
+                    self.sessions[words.session].source = words.source
             case JobMoved():
                 self.moved[words.job] = words.run
                 while len(self.moved) > MOVED_MAX:
@@ -147,12 +154,15 @@ class RunSessions:
                     last,
                     away,
                     job,
+                    *source,
                 ) in words.sessions:
                     about = {"job": job} if job else {}
                     opened = SessionOpened(
                         identity, rank, world_size, host, pid, started, None, last, about
                     )
-                    self.sessions[identity] = Session(opened, ReceiveWindow(last), away=away)
+                    self.sessions[identity] = Session(
+                        opened, ReceiveWindow(last), away=away, source=[*source, Source.LIVE][0]
+                    )
 
     def so_far(self) -> SessionsSoFar:
         """What a segment begins with."""
@@ -168,6 +178,7 @@ class RunSessions:
                     session.window.last,
                     session.away,
                     session.job,
+                    *([] if session.source == Source.LIVE else [session.source]),
                 ]
                 for session in self.sessions.values()
             ],

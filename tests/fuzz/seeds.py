@@ -16,6 +16,7 @@ from ranktapd.entries import (
     RunBegins,
     SessionGone,
     SessionOpened,
+    SessionSource,
     SessionsSoFar,
     WindowsExpired,
     pack_entry,
@@ -54,7 +55,8 @@ def _segments() -> Iterator[bytes]:
         [pack_entry(RunBegins(1.0, "log-host", 1, ""))],
         [pack_entry(opened), pack_entry(BatchAccepted(SESSION, 1), batch)],
         [pack_entry(BatchRefused(SESSION, 2)), pack_entry(WindowsExpired(3)),
-         pack_entry(SessionGone(SESSION, final=True)), pack_entry(SessionsSoFar())],
+         pack_entry(SessionGone(SESSION, final=True)), pack_entry(SessionSource(SESSION, "spool")),
+         pack_entry(SessionsSoFar())],
         [[], [b""], [b"\0" * 9, b"x"]],
     ]  # fmt: skip
     for count in range(len(groups) + 1):

@@ -144,3 +144,23 @@ def test_batches_that_the_client_no_longer_holds_count_as_lost(
     received = ReceiveWindow(5)
     assert received.reopened(first_held) == lost
     assert received.last == last
+
+
+def test_what_is_not_in_flight_is_handed_back_as_if_it_had_not_been_pushed() -> None:
+    window: SendWindow[str] = SendWindow(100, 2)
+    for batch in "abcd":
+        window.push(batch, 10)
+    assert window.due() and window.due()
+    assert [(each.number, each.batch) for each in window.take_back()] == [(3, "c"), (4, "d")]
+    assert (len(window), window.held_bytes, window.unsent) == (2, 20, 0)
+    assert window.push("e", 1) == 3
+    assert [each.batch for each in window.held()] == ["a", "b", "e"]
+
+
+def test_numbers_may_begin_anywhere_while_nothing_is_held() -> None:
+    window: SendWindow[str] = SendWindow(100, 2)
+    window.begin_at(7)
+    assert window.first_unacknowledged == 7
+    assert window.push("a", 1) == 7
+    with pytest.raises(ValueError, match="batch 9 does not follow batch 7"):
+        window.begin_at(9)

@@ -365,8 +365,9 @@ def test_a_call_with_wrong_names_is_pythons_own_error(writer: SummaryWriter) -> 
 
 # -- where it writes ----------------------------------------------------------------------
 
-ALONE = ("RANK", "WORLD_SIZE", "RANKTAP_RUN", "RANKTAP_ENDPOINT", "RANKTAP_DISABLED",
-         "TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # fmt: skip
+ALONE = ("RANK", "WORLD_SIZE", "RANKTAP_RUN", "RANKTAP_ENDPOINT", "RANKTAP_SPOOL",
+         "RANKTAP_DISABLED", "TORCHELASTIC_RUN_ID", "SLURM_PROCID",
+         "OMPI_COMM_WORLD_RANK")  # fmt: skip
 
 
 @pytest.fixture
@@ -416,6 +417,16 @@ def test_with_a_daemon_elsewhere_log_dir_names_the_run(
         monkeypatch.setenv("RANKTAP_ENDPOINT", endpoint)
     directory, _, name = place(log_dir, "comment", None, endpoint if given else None)
     assert (directory, name) == (log_dir, expected)
+
+
+def test_with_a_spool_the_daemon_is_elsewhere_and_log_dir_names_the_run(
+    alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKTAP_SPOOL", "spool")
+    assert place("runs/exp1", "", None, None) == ("runs/exp1", None, "exp1")
+    assert place("exp", "", "other", None) == ("exp/other", None, "other")
+    directory, logdir, name = place(None, "_x", None, None)
+    assert (directory, logdir) == (f"runs/{name}", None)
 
 
 def test_with_a_daemon_elsewhere_the_directory_itself_is_a_run_too(alone: Path) -> None:
@@ -472,7 +483,10 @@ def test_a_wrong_argument_of_the_writer_is_refused(
 def test_what_init_is_asked_for(make: Make, alone: Path) -> None:
     writer = make("exp", "ignored", 7, filename_suffix=".x", endpoint="tcp://h:1")
     assert writer.opened == [  # type: ignore[attr-defined]
-        ("exp", {"logdir": "", "endpoint": "tcp://h:1", "filename_suffix": ".x", "resume_step": 7})
+        (
+            "exp",
+            {"logdir": None, "endpoint": "tcp://h:1", "filename_suffix": ".x", "resume_step": 7},
+        )
     ]
     assert make("exp").opened[0] == (  # type: ignore[attr-defined]
         ".",

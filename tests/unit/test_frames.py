@@ -29,6 +29,7 @@ from ranktap_wire.messages import (
     Hello,
     Probe,
     ProbeAnswer,
+    Source,
     Welcome,
 )
 from ranktap_wire.records import (
@@ -82,12 +83,18 @@ def packed(batch: Batch, number: int = 7) -> list[bytes]:
         hello(resume_step=-5, filename_suffix=".x", first=1 << 40, host=""),
         hello(run="é" * 100, rank=0, world_size=1, pid=0, started=0.0),
         hello(run="."),
+        hello(source=Source.BACKLOG),
+        hello(source=Source.SPOOL),
         hello(about={"job": "", "device": "größer"}),
         hello(about={f"{number:032d}": "a" * 200 for number in range(32)}),
     ],
 )
 def test_a_hello_comes_back_as_it_was(message: Hello) -> None:
     assert frames.read_message(as_bytes(frames.pack_hello(message))) == message
+
+
+def test_a_live_session_says_hello_as_it_did_in_former_releases() -> None:
+    assert "source" not in header(as_bytes(frames.pack_hello(hello())))
 
 
 def test_beats_and_goodbyes_come_back_as_they_were() -> None:
@@ -279,6 +286,9 @@ def test_any_batch_comes_back_exactly(batch: Batch, number: int, session: bytes)
         ({"filename_suffix": None}, Code.REFUSED, "hello: filename_suffix: expected a string"),
         ({"resume_step": 1.5}, Code.REFUSED, "hello: resume_step: expected an integer, got 1.5"),
         ({"resume_step": True}, Code.REFUSED, "hello: resume_step: expected an integer, got True"),
+        ({"source": "disk"}, Code.REFUSED, "hello: source: expected one of ['live', 'backlog',"),
+        ({"source": None}, Code.REFUSED, "hello: source: expected one of ['live', 'backlog',"),
+        ({"source": ["spool"]}, Code.REFUSED, "hello: source: expected one of ['live',"),
         ({"about": []}, Code.REFUSED, "hello: about: expected a mapping, got [] (list)"),
         ({"about": {"a": 1}}, Code.REFUSED, "hello: about: a: expected a string, got 1 (int)"),
         ({"about": {"": "a"}}, Code.REFUSED, "hello: about: expected names that are not empty"),

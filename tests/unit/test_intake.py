@@ -24,6 +24,7 @@ from ranktap_wire.messages import (
     FrameError,
     Probe,
     ProbeAnswer,
+    Source,
     Welcome,
 )
 from ranktap_wire.records import Batch, Buffer
@@ -37,6 +38,7 @@ from ranktapd.entries import (
     RunBegins,
     SessionGone,
     SessionOpened,
+    SessionSource,
     SessionsSoFar,
     WindowsExpired,
     Words,
@@ -222,6 +224,34 @@ def test_a_session_is_welcomed_journaled_and_bidden_farewell(station: Station) -
         BatchAccepted(SESSION, 2),
         SessionGone(SESSION, final=True),
     ]
+
+
+def test_where_a_session_comes_from_is_journaled_when_it_changes_and_no_more(
+    station: Station,
+) -> None:
+    assert station.hear(greeting(source=Source.SPOOL)) == [welcome(0)]
+    assert station.hear(batch(1)) == [Ack(1)]
+    station.restart()
+    assert station.hear(greeting(source=Source.SPOOL)) == [welcome(1)]
+    assert station.hear(greeting()) == [welcome(1)]
+    assert station.hear(greeting()) == [welcome(1)]
+    assert [word for word in station.words() if isinstance(word, SessionSource)] == [
+        SessionSource(SESSION, "spool"),
+        SessionSource(SESSION, "live"),
+    ]
+    assert station.numbers() == [(SESSION, 1)]
+
+
+def test_a_session_that_was_given_up_says_again_where_it_comes_from(station: Station) -> None:
+    station.hear(greeting(source=Source.SPOOL))
+    (session,) = station.runs["run"].sessions.live()
+    session.last_heard -= limits.SESSION_TIMEOUT_S + 1
+    station.intake.give_up_silent()
+    station.intake.commit()
+    station.hear(greeting(source=Source.SPOOL))
+    assert [type(word) for word in station.words()] == [
+        SessionOpened, SessionSource, SessionGone, SessionOpened, SessionSource,
+    ]  # fmt: skip
 
 
 def test_a_batch_is_journaled_with_the_frames_that_arrived(station: Station) -> None:
@@ -908,6 +938,7 @@ ENTRIES: list[Words] = [
     BatchRefused(SESSION, 1 << 62),
     SessionGone(SESSION, final=True),
     SessionGone(SESSION, final=True, replaced=True),
+    SessionSource(SESSION, "spool"),
     WindowsExpired(9),
     JobMoved("torchrun 7 on größer", "run-2"),
     SessionsSoFar(
@@ -958,12 +989,14 @@ def test_what_a_segment_begins_with_is_all_that_is_known() -> None:
         SessionOpened(gone, 3, 4, "h", 1, 2.5, 5, 1),
         SessionGone(gone, final=True, replaced=True),
         JobMoved("another job", "run-2"),
+        SessionSource(SESSION, "backlog"),
     ):
         known.fold(words)
     again = sessions.RunSessions()
     again.fold(known.so_far())
     assert again.so_far() == known.so_far()
     assert [each.window.last for each in again.sessions.values()] == [0, 10]
+    assert [each.source for each in again.sessions.values()] == ["backlog", "live"]
     assert [each.job for each in again.sessions.values()] == ["", "a job"]
     assert again.sessions[OTHER].away
     assert again.ended == {gone: sessions.Ended(1, True)}

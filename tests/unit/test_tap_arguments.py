@@ -638,6 +638,7 @@ def test_a_comment_that_makes_a_wrong_run_name_is_refused(make: Make, comment: s
         ("resume_step", True, TypeError),
         ("memory", 0, ValueError), ("memory", 1 << 19, ValueError), ("memory", 1e9, TypeError),
         ("memory", "1G", TypeError),
+        ("spool", 5, TypeError), ("spool", b"spool", TypeError), ("spool", "a\0b", ValueError),
         ("endpoint", 5757, TypeError), ("endpoint", "localhost:5757", ValueError),
         ("endpoint", "tcp://localhost", ValueError), ("endpoint", "tcp://localhost:0", ValueError),
         ("endpoint", "tcp://localhost:65536", ValueError), ("endpoint", "tcp://:57", ValueError),
