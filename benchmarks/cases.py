@@ -255,9 +255,9 @@ def event_file(directory: Path) -> Path:
     raise RuntimeError(f"no event file in {directory / RUN}")
 
 
-def wait_for_end(directory: Path) -> None:
+def wait_for_end(directory: Path, tag: str = END_TAG) -> None:
     """Until the last record is in the event file; it stands behind all others."""
-    path, wanted = event_file(directory), END_TAG.encode()
+    path, wanted = event_file(directory), tag.encode()
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         with open(path, "rb") as file:

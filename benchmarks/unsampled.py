@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import tally
-from benchmarks.cases import Figures, open_tap
+from benchmarks.cases import Figures, expect, open_tap
 from benchmarks.model import one_thread
 from benchmarks.work import many
 
@@ -22,15 +21,14 @@ MODULES = 68
 """As many as the ResNet has."""
 
 
-def unsampled(directory: Path) -> Figures:
-    """What a watch costs on a step that is not looked at, in CPU time of the training thread: what
-    others do on the machine is a thousand times as much."""
+def figures(directory: Path) -> Figures:
     with one_thread():
         tap = open_tap(directory)
-        figures = {"a module": module_ns(tap), "a step": step_us(tap)}
-        figures["a module, in a process that compiles"] = module_ns(tap, compiles=True)
+        found = {"a module": module_ns(tap), "a step": step_us(tap)}
+        found["a module, in a process that compiles"] = module_ns(tap, compiles=True)
     tap.close(60)
-    return figures
+    expect(directory, {"warm-up": 1})
+    return found
 
 
 def module_ns(tap: Any, *, compiles: bool = False) -> float:
@@ -84,5 +82,3 @@ def step_us(tap: Any) -> float:
             times[job is watched].append(job.step())
     watch.remove()
     return (statistics.median(times[True]) - statistics.median(times[False])) * 1e6
-
-

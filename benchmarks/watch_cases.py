@@ -146,6 +146,7 @@ WATCH_CASES = [
         },
         {"slower": ("below", 5)},
         UNITS,
+        group="hooks",
     ),
     Case(
         "watch-activations",
@@ -158,6 +159,7 @@ WATCH_CASES = [
         },
         {},
         UNITS,
+        group="hooks",
     ),
     Case(
         "watch-histograms",
@@ -169,6 +171,7 @@ WATCH_CASES = [
         },
         {"slower": ("below", 25)},
         UNITS,
+        group="hooks",
     ),
     Case(
         "watch-feature-maps",
@@ -176,6 +179,7 @@ WATCH_CASES = [
         {"ranktap": watching(["feature_maps/0"], every=1, **NONE, feature_maps=True)},
         {},
         UNITS,
+        group="hooks",
     ),
     Case(
         "watch-every-100",
@@ -183,6 +187,7 @@ WATCH_CASES = [
         {"ranktap": every_100},
         {"slower": ("below", 0.1)},
         {"slower": "%", "more CPU time": "%"},
+        group="hooks",
     ),
     Case(
         "watch-unsampled",
@@ -190,5 +195,6 @@ WATCH_CASES = [
         {"ranktap": unsampled},
         {},
         {"a module": "ns", "a module, in a process that compiles": "ns", "a step": "us"},
+        group="hooks",
     ),
 ]  # fmt: skip

@@ -65,7 +65,7 @@ def elsewhere(rival: str, job: str) -> Callable[[Path], dict[str, float]]:
     """A side that is a rival's, in the rivals' interpreter."""
 
     def side(directory: Path) -> dict[str, float]:
-        command = [python, "-m", "benchmarks.rivals.child", rival, job, str(directory)]
+        command = [str(python), "-m", "benchmarks.rivals.child", rival, job, str(directory)]
         with subprocess.Popen(
             [*command, *(["--smoke"] if work.many(0, 1) else [])],
             stdout=subprocess.PIPE,

@@ -44,7 +44,4 @@ class Library:
             for file in client.list_artifacts(run, "images")
             if file.path.endswith(".png")
         )
-        return {
-            tag: pictures[tag] + len(client.get_metric_history(run, tag))
-            for tag in tags
-        }
+        return {tag: pictures[tag] + len(client.get_metric_history(run, tag)) for tag in tags}
