@@ -104,6 +104,7 @@ RANK_COUNTS = {"1 rank": 1, "2 ranks": 2, "8 ranks": 8}
 def ranks_ranktap(directory: Path) -> Figures:
     figures = {}
     for name, count in RANK_COUNTS.items():
+        count = many(count, min(count, 3))
         for across in ("mean", "each") if count > 1 else ("mean",):
             how = "" if count == 1 else ", merged" if across == "mean" else ", not merged"
             figures[name + how] = _of_ranks(directory / name / across, count, across)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -28,7 +27,6 @@ class Service:
         self._sockets = tempfile.TemporaryDirectory(prefix="ranktap-bench-")
         self.endpoint = f"ipc://{self._sockets.name}/daemon"
         address = f"{self._sockets.name}/notify"
-        self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
             notified.bind(address)
             notified.settimeout(READY_S)
@@ -52,11 +50,16 @@ class Service:
 
     def cpu_s(self) -> float:
         """CPU seconds of its main process until now."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return _cpu_s(self.process.pid)
 
-    def end(self) -> float:
-        """Let it write what it has and end; CPU seconds of it and its workers, start-up included.
+    def workers_cpu_s(self) -> float:
+        """CPU seconds of its workers until now."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return sum(_cpu_s(int(child)) for child in children)
+
+    def end(self) -> None:
+        """Let it write what it has and end.
 
         Raises:
             RuntimeError: it did not end well.
@@ -65,8 +68,6 @@ class Service:
         status = self.process.wait(END_S)
         if status != 0:
             raise RuntimeError(f"ranktapd ended with status {status}")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - self._before.ru_utime - self._before.ru_stime
 
     def __exit__(
         self,
@@ -82,3 +83,9 @@ class Service:
                 self.process.kill()
                 self.process.wait()
         self._sockets.cleanup()
+
+
+def _cpu_s(pid: int) -> float:
+    """Of all threads of a process, in nanoseconds where `stat` has hundredths of a second."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9

@@ -40,6 +40,7 @@ def scalars(library: Library, steps: int) -> Figures:
         named = {prefix + tag: value for tag, value in SCALARS.items()}
         return lambda step: library.scalars(named, step)
 
+    log("warm-up/")(0)  # the first call imports what it needs
     tight_us = per_call_us(log("tight/"), steps)
     paced_us = per_call_us(log("paced/"), paced, burst=10)
     with timed() as took:
@@ -79,6 +80,7 @@ def _arrays(
     count: int,
     library: Library,
 ) -> Figures:
+    call("warm-up", data, 0)
     # Steps go on from one figure to the next: some libraries have one step for all tags.
     tight_us = per_call_us(lambda i: call("tight", data, i), count)
     paced_us = per_call_us(lambda i: call("paced", data, count + i), count, burst=1)
