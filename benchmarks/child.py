@@ -9,6 +9,7 @@ import argparse
 import importlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from benchmarks import rivals, tally, work
@@ -45,9 +46,10 @@ def main() -> int:
         from benchmarks.profiling import collect
 
         profile = collect.begin(options.profile, f"the training process ({options.side})")
+        others = partial(collect.begin_others, options.profile)
+        work.begin(smoke=options.smoke, profile=profile, before_first=others)
     else:
-        profile = None
-    work.begin(smoke=options.smoke, profile=profile)
+        work.begin(smoke=options.smoke)
     try:
         figures = measure(options.case, options.side, options.directory)
     except KeyboardInterrupt:

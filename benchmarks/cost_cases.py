@@ -259,7 +259,7 @@ COST_CASES = [
     Case(
         "lock-dict",
         f"the same, {SCALARS} scalars in one call of `scalars`",
-        {"ranktap": lock_dict_ranktap, "torch": lock_torch},
+        {"ranktap": lock_dict_ranktap},
         {"slower": ("below", 1), "more CPU time of its thread": ("below", 1)},
         _SLOWED,
         group="parts",

@@ -1,4 +1,4 @@
-"""One rank of several: `python -m benchmarks.rank ENDPOINT RANK WORLD_SIZE STEPS ACROSS`.
+"""One rank of several: `python -m benchmarks.rank ENDPOINT RUN RANK WORLD_SIZE STEPS ACROSS`.
 
 It says "ready" once the daemon knows it, waits for a line, logs its steps as fast as it can,
 says "journaled" when the daemon has them, and, after another line, that it has ended. Rank 0
@@ -11,12 +11,12 @@ import sys
 
 import ranktap
 
-RUN, END_TAG = "run", "the-end-of-this-measurement"
+END_TAG = "the-end-of-this-measurement"
 TAGS = [f"layer{number}/value" for number in range(20)]
 
 
-def main(endpoint: str, rank: int, world_size: int, steps: int, across: str) -> None:
-    tap = ranktap.init(RUN, endpoint=endpoint, rank=rank, world_size=world_size)
+def main(endpoint: str, run: str, rank: int, world_size: int, steps: int, across: str) -> None:
+    tap = ranktap.init(run, endpoint=endpoint, rank=rank, world_size=world_size)
     tap.scalar("warm-up", 0.0, 0, across="each")
     _tell("ready", tap.flush(60))
     for step in range(steps):
@@ -34,5 +34,5 @@ def _tell(word: str, is_true: bool) -> None:
 
 
 if __name__ == "__main__":
-    where, number, of, count, how = sys.argv[1:]
-    main(where, int(number), int(of), int(count), how)
+    where, name, number, of, count, how = sys.argv[1:]
+    main(where, name, int(number), int(of), int(count), how)

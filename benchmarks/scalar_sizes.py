@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import rank
 from benchmarks.cases import (
+    RUN,
     Case,
     Figures,
     expect,
@@ -102,21 +103,23 @@ RANK_COUNTS = {"1 rank": 1, "2 ranks": 2, "8 ranks": 8}
 
 
 def ranks_ranktap(directory: Path) -> Figures:
-    figures = {}
-    for name, count in RANK_COUNTS.items():
-        count = many(count, min(count, 3))
-        for across in ("mean", "each") if count > 1 else ("mean",):
-            how = "" if count == 1 else ", merged" if across == "mean" else ", not merged"
-            figures[name + how] = _of_ranks(directory / name / across, count, across)
+    figures: Figures = {}
+    with Service(directory) as service:
+        for name, count in RANK_COUNTS.items():
+            for across in ("mean", "each") if count > 1 else ("mean",):
+                how = "" if count == 1 else ", merged" if across == "mean" else ", not merged"
+                figures[name + how] = _of_ranks(service, many(count, min(count, 3)), name, across)
     return figures
 
 
-def _of_ranks(directory: Path, ranks: int, across: str) -> float:
+def _of_ranks(service: Service, ranks: int, name: str, across: str) -> float:
     """Records a second that a daemon takes from that many processes, until all is written."""
+    job = f"{name}, {across}"
+    directory, run = service.logdir / job, f"{job}/{RUN}"
     steps = many(400_000, 400) // ranks // len(rank.TAGS)
-    with Service(directory) as service, ExitStack() as stack:
+    with ExitStack() as stack:
         processes = [
-            stack.enter_context(_rank(service.endpoint, number, ranks, steps, across))
+            stack.enter_context(_rank(service.endpoint, run, number, ranks, steps, across))
             for number in range(ranks)
         ]
         _hear(processes, "ready")

@@ -22,12 +22,19 @@ Values = np.ndarray[Any, np.dtype[np.float32]]
 
 _smoke = False
 _profile: cProfile.Profile | None = None
+_before_first: Callable[[], None] | None = None
 
 
-def begin(*, smoke: bool, profile: cProfile.Profile | None = None) -> None:
-    """Say, once in a process, whether cases are only tried out, and what looks on."""
-    global _smoke, _profile
-    _smoke, _profile = smoke, profile
+def begin(
+    *,
+    smoke: bool,
+    profile: cProfile.Profile | None = None,
+    before_first: Callable[[], None] | None = None,
+) -> None:
+    """Say, once in a process, whether cases are only tried out, and what looks on; the last is
+    called when the first is about to be timed."""
+    global _smoke, _profile, _before_first
+    _smoke, _profile, _before_first = smoke, profile, before_first
 
 
 def many(full: int, smoke: int) -> int:
@@ -46,6 +53,7 @@ def timed() -> Iterator[Took]:
     """Time what is inside. What a case prepares and reads back stays outside, and out of its
     profile too."""
     took = Took()
+    _look_on()
     gc.collect()
     if _profile is not None:
         _profile.enable()
@@ -56,6 +64,13 @@ def timed() -> Iterator[Took]:
         took.seconds = time.perf_counter() - started
         if _profile is not None:
             _profile.disable()
+
+
+def _look_on() -> None:
+    global _before_first
+    if _before_first is not None:
+        _before_first()
+        _before_first = None
 
 
 def per_call_us(call: Callable[[int], object], count: int, *, burst: int = 0) -> float:
@@ -69,6 +84,7 @@ def per_call_us(call: Callable[[int], object], count: int, *, burst: int = 0) ->
             for i in range(count):
                 call(i)
         return took.seconds / count * 1e6
+    _look_on()
     gc.collect()
     spent = 0.0
     for first in range(0, count, burst):
