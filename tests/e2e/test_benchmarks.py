@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import child, rivals, tally, work
+from benchmarks import child, tally, work
 from benchmarks.registry import CASES
 from benchmarks.rivals import DISTRIBUTIONS
 
