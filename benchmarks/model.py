@@ -50,15 +50,16 @@ class Block(nn.Module):
 def resnet18() -> nn.Sequential:
     """11.7 million parameters in 62 tensors, as torchvision's."""
     torch.manual_seed(0)
+    width = many(64, 4)
     layers: list[nn.Module] = [
-        nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
+        nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
         nn.MaxPool2d(3, 2, 1),
     ]  # fmt: skip
-    inner = 64
-    for outer, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+    inner = width
+    for outer, stride in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)):
         layers += [Block(inner, outer, stride), Block(outer, outer, 1)]
         inner = outer
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 1000))
 
 
 class Job:

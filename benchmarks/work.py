@@ -46,6 +46,8 @@ class Took:
     """Seconds, once the clock has stopped."""
 
     seconds = 0.0
+    cpu_s = 0.0
+    """Of this process, all its threads."""
 
 
 @contextmanager
@@ -57,11 +59,12 @@ def timed() -> Iterator[Took]:
     gc.collect()
     if _profile is not None:
         _profile.enable()
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     try:
         yield took
     finally:
         took.seconds = time.perf_counter() - started
+        took.cpu_s = time.process_time() - started_cpu
         if _profile is not None:
             _profile.disable()
 

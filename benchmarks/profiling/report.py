@@ -24,6 +24,9 @@ KINDS = {
 """Kinds of functions of C, by what their names hold; the first that matches. The rest is
 "other C"."""
 
+FILES = {"importlib": "imports", "/zmq/": "pyzmq"}
+"""Of functions of Python, by what their file's name holds; pyzmq's are compiled."""
+
 TOP = 25
 
 
@@ -70,5 +73,5 @@ def by_kind(stats: dict[tuple[str, int, str], Any]) -> Counter[str]:
 def kind_of(file: str, function: str) -> str:
     """What kind of work a function is; those of C have "~" for a file."""
     if file != "~":
-        return "Python" if "importlib" not in file else "imports"
+        return next((kind for part, kind in FILES.items() if part in file), "Python")
     return next((kind for kind, names in KINDS.items() if re.search(names, function)), "other C")
