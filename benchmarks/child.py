@@ -40,8 +40,9 @@ def main() -> int:
     parser.add_argument("--python-rivals", type=Path, default=rivals.python)
     options = parser.parse_args()
     rivals.python = options.python_rivals
-    # A training process has it, and its half a million objects for the garbage collector.
-    importlib.import_module("torch")
+    if not options.smoke:
+        # A training process has it, and its half a million objects for the garbage collector.
+        importlib.import_module("torch")
     if options.profile is not None:
         from benchmarks.profiling import collect
 
