@@ -239,9 +239,10 @@ def latency_ranktap(directory: Path) -> Figures:
         assert reader.stdout is not None
         reader.stdout.readline()  # it watches
         pauses = np.random.default_rng(0).uniform(0.005, 0.035, count)
-        for step in range(count):
-            tap.scalar("latency", 0.5, step)
-            time.sleep(pauses[step])
+        with timed():
+            for step in range(count):
+                tap.scalar("latency", 0.5, step)
+                time.sleep(pauses[step])
         said = reader.stdout.read().split()
     tap.close(60)
     expect(directory, {"latency": count})
