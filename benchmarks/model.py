@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from benchmarks.work import many
 
 WEIGHT = "0.weight"
-STEPS = 15
 BATCH, EDGE = 10, 128
 """A step of about 400 ms, of which the convolutions are nearly all."""
 
@@ -87,7 +86,7 @@ def slower(
     watched: Job,
     before_update: Callable[[int], None] | None = None,
     *,
-    steps: int = STEPS,
+    steps: int,
     between: int = 0,
 ) -> dict[str, float]:
     """By how many per cent a watched step is slower than one that is not, and their times.

@@ -44,7 +44,7 @@ def watching(tags: list[str], **named: Any) -> Callable[[Path], Figures]:
     return side
 
 
-STEPS = 15
+STEPS = 11
 
 NONE: dict[str, Any] = dict.fromkeys(("activations", "gradients", "parameters"), ())
 MOMENTS = {"gradients": "moments", "parameters": "moments"}
@@ -107,7 +107,7 @@ def every_100(directory: Path) -> Figures:
     from benchmarks.model import Job, one_thread, slower
     from benchmarks.unsampled import step_us
 
-    steps = many(STEPS, 1)
+    steps = many(STEPS, 1) // 2 + 1
     with one_thread():
         job = Job()
         tap = open_tap(directory)
