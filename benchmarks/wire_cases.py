@@ -97,7 +97,7 @@ def _peer(is_bare: bool) -> Iterator[Socket]:
         dealer = context.socket(zmq.DEALER)
         dealer.connect(endpoint)
         try:
-            dealer.send_multipart(frames.pack_batch(SESSION, 0, _scalars(1)))
+            dealer.send_multipart(frames.pack_batch(SESSION, 1, _scalars(1)))
             dealer.recv_multipart()  # it is there
             yield dealer
             dealer.send(b"end")
