@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import tally, work
 from benchmarks.rivals import library
 
-STEPS = {"mlflow": 1_000}
+STEPS = {"mlflow": 1_000, "aim": 2_000}
 """Steps in a tight loop, where 10,000 would take minutes."""
 
 JOBS = ("scalars", "images", "histograms", "watch")
