@@ -19,6 +19,7 @@ import numpy as np
 
 import ranktap
 from benchmarks import tally
+from benchmarks.service import Service
 from benchmarks.work import image, many, per_call_us, timed, values
 
 RUN = "run"
@@ -46,9 +47,18 @@ class Case:
 # -- the sides --------------------------------------------------------------------------
 
 
+shared: Service | None = None
+"""A daemon that has the directories of all cases, where they are only tried: starting one for each
+would be most of the work."""
+
+
 def open_tap(directory: Path) -> ranktap.Tap:
     """A tap on an embedded daemon that has answered: start-up is a case of its own."""
-    tap = ranktap.init(RUN, logdir=directory, rank=0, world_size=1)
+    if shared is None:
+        tap = ranktap.init(RUN, logdir=directory, rank=0, world_size=1)
+    else:
+        run = str(directory.relative_to(shared.logdir) / RUN)
+        tap = ranktap.init(run, endpoint=shared.endpoint, rank=0, world_size=1)
     tap.scalar("warm-up", 0.0, 0)
     if not tap.flush(60):
         raise RuntimeError("the embedded daemon did not answer")

@@ -80,7 +80,7 @@ def _arrays(
     count: int,
     library: Library,
 ) -> Figures:
-    call("warm-up", data, 0)
+    call("warm-up/first", data, 0)
     # Steps go on from one figure to the next: some libraries have one step for all tags.
     tight_us = per_call_us(lambda i: call("tight", data, i), count)
     paced_us = per_call_us(lambda i: call("paced", data, count + i), count, burst=1)

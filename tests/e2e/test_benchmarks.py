@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as benchmarks_command
-from benchmarks import child, tally, work
+from benchmarks import cases, child, tally, work
 from benchmarks.registry import CASES
 from benchmarks.rivals import DISTRIBUTIONS
+from benchmarks.service import Service
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,15 @@ SIDES = [
 ]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with Service(tmp_path_factory.mktemp("benchmarks")) as started:
+        cases.shared = started
+        yield started
+        cases.shared = None
+
+
+@pytest.fixture
 def smoke() -> Iterator[None]:
     work.begin(smoke=True)
     tally.found.clear()
@@ -41,8 +50,12 @@ def smoke() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("name", "side"), SIDES)
-def test_a_case_reads_back_what_it_logged(name: str, side: str, tmp_path: Path) -> None:
-    figures = child.measure(name, side, tmp_path)
+def test_a_case_reads_back_what_it_logged(
+    name: str, side: str, service: Service, smoke: None
+) -> None:
+    directory = service.logdir / name / side
+    directory.mkdir(parents=True)
+    figures = child.measure(name, side, directory)
     print(f"{name}, {side}: {sum(tally.found.values())} read back")
     assert figures and all(map(math.isfinite, figures.values()))
     assert tally.found and all(count > 0 for count in tally.found.values())
