@@ -11,7 +11,6 @@ from benchmarks.runner import Results, Runs
 
 NAMES = {
     "torch": "torch's SummaryWriter",
-    "bare": "without it",
     "mlflow": "MLflow",
     "aim": "Aim",
 }
