@@ -11,7 +11,7 @@ WHOLE, LAST = 1, 4
 
 
 def payloads(data: bytes) -> Iterator[bytes]:
-    """Each record: blocks of 32 KiB hold it in one part or several."""
+    """Each whole record: blocks of 32 KiB hold it in one part or several."""
     offset, parts = FILE_HEADER, b""
     while offset + RECORD_HEADER.size <= len(data):
         left = BLOCK - offset % BLOCK
@@ -20,6 +20,8 @@ def payloads(data: bytes) -> Iterator[bytes]:
             continue
         _, length, kind = RECORD_HEADER.unpack_from(data, offset)
         offset += RECORD_HEADER.size
+        if offset + length > len(data):
+            return  # it is still being written
         parts += data[offset : offset + length]
         offset += length
         if kind in (WHOLE, LAST):
