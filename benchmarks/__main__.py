@@ -1,81 +1,109 @@
-"""python -m benchmarks: measure, print the table, and write it where asked."""
+"""python -m benchmarks: measure, print the tables, and write them where asked."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from benchmarks import machine, report
-from benchmarks.registry import CASES, PACKAGES, can_run, left_out
-from benchmarks.report import Runs
+from benchmarks import machine, registry, report, rivals, runner
 
-TIMEOUT_S = 600
+INTERRUPTED = 130
 
 
 def main() -> int:
-    options = _options()
-    results: dict[str, Runs] = {case.name: {} for case in CASES if case.name in options.cases}
-    chosen = [case for case in CASES if case.name in results]
-    for case in chosen:
-        for side in left_out(case):
-            print(
-                f"{case.name}: {side} is left out, as {PACKAGES[side]} is not installed",
-                file=sys.stderr,
-            )
-    total = options.rounds * sum(len(case.sides) - len(left_out(case)) for case in chosen)
-    done = 0
-    for round_number in range(options.rounds):
-        for case in chosen:
-            # A B, then B A: what one leaves behind is not always the same side's burden.
-            sides = [side for side in case.sides if can_run(side)]
-            for side in sides if round_number % 2 == 0 else reversed(sides):
-                done += 1
-                print(f"[{done}/{total}] {case.name}: {side}", file=sys.stderr, flush=True)
-                for figure, value in _measure(case.name, side, options.directory).items():
-                    results[case.name].setdefault(side, {}).setdefault(figure, []).append(value)
-    print(report.table(results), report.hooks_table(results), sep="\n")
+    parser = _parser()
+    options = parser.parse_args()
+    if options.list:
+        print(listing())
+        return 0
+    try:
+        cases = registry.choose(options.cases, options.group)
+        rivals.python = options.python_rivals
+        known = rivals.installed(rivals.python)
+    except (registry.UnknownError, OSError) as error:
+        parser.error(str(error))
+    if options.rounds < 1:
+        parser.error(f"--rounds: expected 1 or more, got {options.rounds}")
+    parts = registry.incomplete_groups(cases)
+    if options.page and (parts or options.smoke):
+        what = (
+            "figures of --smoke are none"
+            if options.smoke
+            else f"not all of {', '.join(parts)} was asked for"
+        )
+        parser.error(f"--page writes whole tables, and {what}")
+    for case in cases:
+        for side in registry.left_out(case, known):
+            _tell(f"{case.name}: {side} is left out: not in {rivals.python} (make bench-rivals)")
+    planned = [*runner.turns(cases, options.rounds, known)]
+    try:
+        results = runner.run(
+            planned, options.rounds, directory=options.directory, smoke=options.smoke, tell=_tell
+        )
+    except KeyboardInterrupt:
+        _tell("interrupted; nothing is written")
+        return INTERRUPTED
+    about = machine.describe() | {"rivals": ", ".join(f"{name} {known[name]}" for name in known)}
+    print(report.tables(results.runs, known))
     if options.json:
-        options.json.write_text(json.dumps(report.as_json(machine.describe(), results), indent=1))
+        options.json.write_text(
+            json.dumps(report.as_json(about, options.rounds, results), indent=1)
+        )
     if options.page:
         old = options.page.read_text() if options.page.exists() else ""
-        options.page.write_text(report.page(machine.describe(), options.rounds, results, old))
+        options.page.write_text(report.page(about, options.rounds, results.runs, known, old))
+    if results.failures:
+        _tell(f"failed: {', '.join(results.failures)}")
+        return 1
     return 0
 
 
-def _measure(case: str, side: str, parent: Path | None) -> dict[str, float]:
-    directory = Path(tempfile.mkdtemp(prefix="ranktap-bench-", dir=parent))
-    try:
-        child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.child", case, side, str(directory)],
-            stdout=subprocess.PIPE,
-            timeout=TIMEOUT_S,
-            check=True,
-        )
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    figures: dict[str, float] = json.loads(child.stdout.splitlines()[-1])
-    return figures
+def listing() -> str:
+    """Every case with its sides, by group."""
+    lines = []
+    for group, what in registry.GROUPS.items():
+        usual = " (by default)" if group in registry.DEFAULT_GROUPS else ""
+        lines.append(f"{group}{usual}: {what}")
+        lines += [
+            f"  {case.name:22} {case.what}; {', '.join(case.sides)}"
+            for case in registry.CASES
+            if case.group == group
+        ]
+    return "\n".join(lines)
 
 
-def _options() -> argparse.Namespace:
-    names = [case.name for case in CASES]
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add = parser.add_argument
-    add("cases", nargs="*", metavar="CASE", default=names, help=f"of {', '.join(names)} (all)")
-    add("--rounds", type=int, default=5, help="times that each side runs (5)")
+    usual = " and ".join(registry.DEFAULT_GROUPS)
+    add("cases", nargs="*", metavar="CASE", help="names or patterns such as 'image*' (see --list)")
+    add("--list", action="store_true", help="say which cases there are, and end")
+    add(
+        "--group",
+        action="append",
+        default=[],
+        metavar="GROUP",
+        help=f"all, or one of {', '.join(registry.GROUPS)} ({usual})",
+    )
+    add("--rounds", type=int, default=3, help="times that each side runs (3)")
     add("--directory", type=Path, help="where to write while measuring (the system's own)")
-    add("--json", type=Path, metavar="FILE", help="all values")
-    add("--page", type=Path, metavar="FILE", help="docs/benchmarks.md: the tables of these cases")
-    options = parser.parse_args()
-    for name in options.cases:
-        if name not in names:
-            parser.error(f"CASE: expected one of {', '.join(names)}, got {name!r}")
-    return options
+    add("--json", type=Path, metavar="FILE", help="all values, and what was read back")
+    add("--page", type=Path, metavar="FILE", help="docs/benchmarks.md: the tables of these groups")
+    add(
+        "--python-rivals",
+        type=Path,
+        default=rivals.python,
+        metavar="PYTHON",
+        help=f"an interpreter that has other libraries ({rivals.python})",
+    )
+    add("--smoke", action="store_true", help="a little of each, to see that it works: no figures")
+    return parser
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ other processes of the machine do not count.
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import tally
 from benchmarks.cases import Case, Figures
+from benchmarks.work import many, timed
 from ranktap_wire import frames
 from ranktap_wire.journal import Entry, Position
 from ranktap_wire.limits import BATCH_INTERVAL_S
@@ -80,18 +81,19 @@ def _job(seconds: int) -> tuple[Fold, _Journal]:
 def share_of_a_core(directory: Path) -> Figures:
     """All that a worker does with such a job but reading and writing files."""
     _warm_up()
-    seconds = 20
+    seconds = many(20, 1)
     fold, journal = _job(seconds)
     nbytes = 0
-    started = time.process_time()
-    for entry in journal.entries:
-        fold.apply(entry)
-        if entry.ends_group:
-            nbytes += len(fold.close_group(str(entry.after)).join())
-    spent = time.process_time() - started
+    with timed() as took:
+        for entry in journal.entries:
+            fold.apply(entry)
+            if entry.ends_group:
+                nbytes += len(fold.close_group(str(entry.after)).join())
+    spent = took.cpu_s
     merged = seconds * STEPS_PER_S * TAGS
     if nbytes < merged * 3 * 40:  # mean, min and max of each
         raise RuntimeError(f"{nbytes} bytes of events are too few for {merged} merged points")
+    tally.note({"bytes of events": nbytes})
     return {"share of a core": 100 * spent / seconds}
 
 
@@ -102,20 +104,18 @@ def records_merged(directory: Path) -> Figures:
     windows.observer = Lateness(RANKS).closed
     for tag in range(TAGS):
         windows.declare(tag, "mean")
-    tags, steps = np.arange(TAGS), 200
+    tags, steps = np.arange(TAGS), many(200, 2)
     values = np.random.default_rng(0).random((RANKS, TAGS))
     walls = START + values
     points = 0
-    started = time.process_time()
-    for step in range(steps):
-        at = np.full(TAGS, step)
-        for rank in range(RANKS):
-            windows.add(step, rank, tags, at, walls[rank] + step, values[rank])
-        points += len(windows.close_group())
-    spent = time.process_time() - started
-    if points != steps * TAGS:
-        raise RuntimeError(f"{points} points instead of {steps * TAGS}")
-    return {"records/s": steps * TAGS * RANKS / spent}
+    with timed() as took:
+        for step in range(steps):
+            at = np.full(TAGS, step)
+            for rank in range(RANKS):
+                windows.add(step, rank, tags, at, walls[rank] + step, values[rank])
+            points += len(windows.close_group())
+    tally.read_back({"merged points": steps * TAGS}, {"merged points": points})
+    return {"records/s": steps * TAGS * RANKS / took.cpu_s}
 
 
 WINDOWS_CASES = [

@@ -12,12 +12,13 @@ Both are printed: `pytest -rP tests/contract/test_hot_paths.py`.
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import secrets
 import sys
 import threading
 import tracemalloc
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from ranktap.keys import Address
 from ranktap.outbox import Outbox, Sealed
@@ -34,9 +36,12 @@ from ranktap_wire import frames
 from ranktap_wire.journal import Entry, Position
 from ranktap_wire.messages import Hello
 from ranktap_wire.records import Across, Batch, Blob, Buffer, Kind, byte_view
+from ranktapd.config import Config
 from ranktapd.entries import BatchAccepted, SessionOpened, Words, pack_entry
 from ranktapd.fold import Fold
-from tests.unit.test_intake import Station
+from ranktapd.intake import Intake
+from ranktapd.runs import Run, RunPlace
+from ranktapd.status import Metrics
 
 SESSION = bytes(16)
 PICTURE = np.zeros((3, 512, 512), np.uint8)
@@ -224,29 +229,98 @@ def test_a_picture_is_sent_from_where_its_copy_lies() -> None:
     hold("batch of a picture: bytes besides the picture", peak, 300_000)
 
 
-# -- in the daemon's main process ----------------------------------------------------------
+# -- in the intake ------------------------------------------------------------------------
 
 
-def test_a_batch_takes_the_intake_bounded_calls_and_a_round_one_sync(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Arrivals:
+    """What the intake uses of a ROUTER: what has arrived, and how often it answers."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[list[zmq.Frame]] = deque()
+        self.answers = 0
+
+    def recv_multipart(self, flags: int, copy: bool = True) -> list[zmq.Frame]:
+        if not self.waiting:
+            raise zmq.Again
+        return self.waiting.popleft()
+
+    def send_multipart(self, parts: list[Buffer], flags: int) -> None:
+        self.answers += 1
+
+
+class Desk:
+    """An intake with a run of one session, on a disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self.arrivals = Arrivals()
+        self.numbers = itertools.count(1)
+        place = RunPlace.of(directory, directory, "run")
+        self.run = Run.open(place, sync=True, segment_bytes=1 << 30)
+        self.intake = Intake(
+            self.arrivals,  # type: ignore[arg-type]
+            {"run": self.run}, lambda name, suffix: self.run, lambda run: None, Metrics(), Config(),
+        )  # fmt: skip
+        hello = Hello(SESSION, "run", 0, 1, "host", 1, 1, 1.0)
+        self.arrive([frames.pack_hello(hello)])
+        self.intake.turn()
+
+    def batches(self, count: int, rows: int) -> list[list[Buffer]]:
+        """So many batches that follow the last one."""
+        batch = sealed(outbox_with(rows)).batch
+        return [frames.pack_batch(SESSION, next(self.numbers), batch) for _ in range(count)]
+
+    def arrive(self, messages: list[list[Buffer]]) -> None:
+        """They are in the socket; making their frames is its work, not the intake's."""
+        for message in messages:
+            parts = [zmq.Frame(bytes(byte_view(part))) for part in message]
+            self.arrivals.waiting.append([zmq.Frame(b"peer"), *parts])
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path)
+    desk.arrive(desk.batches(2, 100))
+    desk.intake.turn()  # what is made once
+    yield desk
+    desk.run.close()
+
+
+def calls_of_round(desk: Desk, count: int, rows: int) -> Calls:
+    """What the intake does about so many batches that have arrived."""
+    desk.arrive(desk.batches(count, rows))
+    return Calls(desk.intake.turn)
+
+
+def test_the_intake_takes_as_many_calls_for_ten_thousand_scalars_as_for_a_hundred(
+    desk: Desk,
 ) -> None:
-    syncs: list[int] = []
-    monkeypatch.setattr(os, "fdatasync", syncs.append)
-    station = Station(tmp_path)
-    batch = sealed(outbox_with(100)).batch
-    packed = [frames.pack_batch(SESSION, number, batch) for number in range(1, 401)]
-    station.hear(frames.pack_hello(Hello(SESSION, "run", 0, 1, "host", 1, 1, 1.0)))
+    few, many = calls_of_round(desk, 1, 100), calls_of_round(desk, 1, 10_000)
+    # Per column, of which there are six: from 64 KiB on it is referred to, and not copied.
+    hold("intake, 10,000 scalars, more calls than of 100", many.python - few.python, 16)
 
-    def of(first: int, count: int) -> Calls:
-        station.arrive(*packed[first - 1 : first - 1 + count])
-        return Calls(station.intake.turn)
 
-    of(1, 10)
-    syncs.clear()
-    few, many = of(11, 10), of(21, 310)
-    assert len(syncs) == 2
-    hold("a batch taken in: functions of Python", (many.python - few.python) / 300, 115)
-    hold("a batch taken in: functions of C", (many.c.total() - few.c.total()) / 300, 145)
+def test_a_round_of_the_intake_is_one_write_one_sync_and_one_answer_a_session(desk: Desk) -> None:
+    one, twenty = calls_of_round(desk, 1, 100), calls_of_round(desk, 20, 100)
+    hold("intake, a batch: functions of Python", (twenty.python - one.python) / 19, 115)
+    hold("intake, a round of one batch: functions of Python", one.python, 180)
+    hold("intake, 20 batches: writes", twenty.c[os.writev], 1)
+    hold("intake, 20 batches: syncs", twenty.c[os.fdatasync], 1)
+    before = desk.arrivals.answers
+    calls_of_round(desk, 20, 100)
+    hold("intake, 20 batches of a session: answers", desk.arrivals.answers - before, 1)
+
+
+def test_a_batch_is_checked_and_journaled_with_little_more_memory_than_it_has(desk: Desk) -> None:
+    rows, rounds = 10_000, iter([desk.batches(1, 10_000), desk.batches(1, 10_000)])
+    desk.arrive([batch for batches in rounds for batch in batches])
+    waiting = [*desk.arrivals.waiting]
+    desk.arrivals.waiting.clear()
+
+    def turn() -> None:
+        desk.arrivals.waiting.append(waiting.pop(0))
+        desk.intake.turn()
+
+    hold("intake, a batch: bytes a scalar besides those received", peak_bytes(turn) / rows, 40)
 
 
 # -- in the worker ------------------------------------------------------------------------
@@ -269,6 +343,23 @@ def test_the_worker_takes_as_many_calls_for_ten_thousand_scalars_as_for_a_hundre
     # Per block of rows, and per length of a record (a step of more digits makes it longer).
     hold("10,000 scalars written, more calls than for 100", many.python - few.python, 40)
     hold("scalars written: functions of Python", many.python, 260)
+
+
+def test_scalars_are_written_with_a_few_times_the_memory_that_their_events_have(fold: Fold) -> None:
+    packed = [
+        frames.pack_batch(SESSION, number, sealed(outbox_with(10_000)).batch)
+        for number in (1, 2, 3)
+    ]
+    sequence = iter((1, 2, 3))
+
+    def write() -> int:
+        number = next(sequence)
+        words = BatchAccepted(SESSION, number)
+        return len(take_in(fold, number + 1, words, packed[number - 1]))
+
+    nbytes = write()
+    hold("scalars written: times the bytes of their events", peak_bytes(write) / nbytes, 9)
+    hold("scalars written: bytes each", nbytes / 10_000, 52)
 
 
 def test_a_picture_is_written_with_little_more_memory_than_it_has(fold: Fold) -> None:

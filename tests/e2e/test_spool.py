@@ -212,7 +212,7 @@ def test_what_the_daemon_got_before_it_went_is_not_sent_again(
     assert all(tap.flush() for tap in taps)
     daemon.kill()
     log(taps, range(100, 200))
-    assert not any(tap.close(timeout=1.0) for tap in taps)
+    assert not any(tap.close() for tap in taps)
     assert len(left(spool)) == 4 * len(("lock", "segment"))
     daemon.start()
     # Nobody is missing that has logged something: they have reached a daemon before.
