@@ -6,10 +6,11 @@ from importlib.util import find_spec
 
 from benchmarks.cases import CASES as LOGGING_CASES
 from benchmarks.cases import Case
+from benchmarks.transport_cases import TRANSPORT_CASES
 from benchmarks.watch_cases import WATCH_CASES
 from benchmarks.windows_cases import WINDOWS_CASES
 
-CASES = [*LOGGING_CASES, *WINDOWS_CASES, *WATCH_CASES]
+CASES = [*LOGGING_CASES, *WINDOWS_CASES, *TRANSPORT_CASES, *WATCH_CASES]
 
 PACKAGES = {"wandb": "wandb"}
 """What a side needs that the project does not bring."""
