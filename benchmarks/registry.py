@@ -12,6 +12,7 @@ from benchmarks.journal_cases import JOURNAL_CASES
 from benchmarks.rival_cases import DICT_CASE, RIVAL_CASES
 from benchmarks.rivals import DISTRIBUTIONS
 from benchmarks.scalar_sizes import SCALAR_CASES
+from benchmarks.transport_cases import TRANSPORT_CASES
 from benchmarks.watch_cases import WATCH_CASES
 from benchmarks.windows_cases import WINDOWS_CASES
 from benchmarks.wire_cases import WIRE_CASES
@@ -21,7 +22,7 @@ CASES = [
     *WATCH_CASES,
     *RIVAL_CASES,
     *SCALAR_CASES, *ARRAY_CASES,
-    *COST_CASES, *JOURNAL_CASES, *WIRE_CASES,
+    *COST_CASES, *JOURNAL_CASES, *WIRE_CASES, *TRANSPORT_CASES,
 ]  # fmt: skip
 
 GROUPS = {

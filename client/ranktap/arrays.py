@@ -360,7 +360,8 @@ class Arrays(BaseTap):
 
 
 def _flat(given: Given) -> Given:
-    return dataclasses.replace(given, shape=(math.prod(given.shape),))
+    shape = (math.prod(given.shape),)
+    return Given(given.value, given.name, given.dtype, shape, given.nbytes, given.is_own)
 
 
 def _points(value: Any, name: str) -> Described:

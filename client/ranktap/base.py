@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ranktap import staging
+from ranktap import staging, used_memory
 from ranktap.closing import Closing
 from ranktap.keys import Address
 from ranktap.outbox import Outbox
@@ -144,9 +144,11 @@ class BaseTap(Closing):
             shape=data.shape,
             parameters=dict(parameters or {}),
             data=b"",
-            # Of their length, which is what can be checked already.
-            parts={part: np.empty(given.nbytes, np.uint8) for part, given in parts.items()},
+            parts={},
         )
+        # Of their length, which is what can be checked already.
+        for part, given in parts.items():
+            blob.parts[part] = np.empty(given.nbytes, np.uint8)
         late_values = () if late is None else late.values.values()
         nbytes, shown = self._check_record(blob, sub_run, [data, *parts.values(), *late_values])
         if not (self._has_part(across) and self._accepts()):
@@ -342,6 +344,7 @@ _living: weakref.WeakSet[BaseTap] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
+    used_memory.forget()
     for tap in list(_living):
         tap._become_inert()
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ranktap.used_memory import empty_array
 from ranktap_wire.records import DTYPES, REAL
 
 Arrived = Callable[[], bool] | None
@@ -55,6 +56,8 @@ class Snapshot:
 
 def all_arrived(copies: Sequence[Snapshot]) -> Arrived:
     """How to ask whether all of them are here."""
+    if len(copies) == 1:
+        return copies[0].arrived
     asked = [copy.arrived for copy in copies if copy.arrived is not None]
     return (lambda: all(arrived() for arrived in asked)) if asked else None
 
@@ -121,8 +124,11 @@ class Given:
             return _of_tensor(self.value.detach(), self.dtype, self.shape)
         # The wire is little endian, whatever the array came from.
         dtype = DTYPES[self.dtype]
-        make = np.asarray if self.is_own else np.array
-        return Snapshot(make(self.value, dtype, order="C"), self.dtype, self.shape)
+        if self.is_own:
+            bits = np.asarray(self.value, dtype, order="C")
+        else:
+            bits = _copy(self.value, dtype)
+        return Snapshot(bits, self.dtype, self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +150,7 @@ class Converted:
 
     def copied(self) -> Snapshot:
         copies = [row.copied() for row in self.rows]
-        bits = np.empty(self.shape, DTYPES[self.dtype])
+        bits = empty_array(self.shape, DTYPES[self.dtype])
 
         def fill() -> None:
             # What does not fit is infinite, as it would be where it is shown.
@@ -254,11 +260,18 @@ def _of_tensor(tensor: Any, dtype: str, shape: tuple[int, ...]) -> Snapshot:
     if dtype == "bfloat16":
         tensor = tensor.view(torch.int16)
     if tensor.device.type == "cpu":
-        return Snapshot(np.array(tensor.numpy(), order="C", copy=True), dtype, shape)
+        array = tensor.numpy()
+        return Snapshot(_copy(array, array.dtype), dtype, shape)
     if tensor.device.type == "cuda":
         return _from_cuda(tensor, dtype, shape)
     # Other devices have no common way to copy without waiting.
     return Snapshot(tensor.contiguous().cpu().numpy(), dtype, shape)
+
+
+def _copy(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    bits = empty_array(array.shape, dtype)
+    bits[...] = array
+    return bits
 
 
 _streams: dict[Any, Any] = {}

@@ -19,7 +19,7 @@ from ranktapd.blob_windows import MergeWindows
 from ranktapd.drawing import draw, draw_tiles, pixels_of
 from ranktapd.embeddings import Embeddings
 from ranktapd.notices import Notices
-from ranktapd.output import Drawing, Group
+from ranktapd.output import Drawing, Group, framed
 from ranktapd.rank_pictures import RankPictures
 from ranktapd.render.histogram import HistogramStats, histogram_stats, tensorflow_edges
 from ranktapd.render.protos import event_payload
@@ -122,8 +122,8 @@ class Blobs:
         if blob.kind is Kind.CUSTOM_SCALARS and not sub_run:
             self.has_users_layout = True
         nbytes = sum(byte_view(buffer).nbytes for buffer in (blob.data, *blob.parts.values()))
-        payloads = self.executor.submit(draw, blob, tag)
-        self._group.add(sub_run, Drawing(name, blob.step, payloads, nbytes))
+        drawn = self.executor.submit(framed, draw, blob, tag)
+        self._group.add(sub_run, Drawing(name, blob.step, drawn, nbytes))
 
     # -- out --------------------------------------------------------------------------
 
@@ -136,10 +136,10 @@ class Blobs:
             name = self._tags.names[point.tag]
             if isinstance(point.payload, RankPictures):
                 sub_run, tag = split_name(name)
-                payloads = self.executor.submit(
-                    draw_tiles, point.payload, tag, point.step, point.wall
+                drawn = self.executor.submit(
+                    framed, draw_tiles, point.payload, tag, point.step, point.wall
                 )
-                drawing = Drawing(name, point.step, payloads, point.payload.nbytes)
+                drawing = Drawing(name, point.step, drawn, point.payload.nbytes)
                 self._group.add(sub_run, drawing)
             else:
                 self._write_histogram(name, point.step, point.wall, point.payload, None)

@@ -12,10 +12,13 @@ import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import ParamSpec
 
 from ranktapd import event_file
 
 logger = logging.getLogger("ranktapd")
+
+P = ParamSpec("P")
 
 
 @dataclass(slots=True)
@@ -24,14 +27,18 @@ class Drawing:
 
     name: str
     step: int
-    payloads: Future[list[bytes]]
+    framed: Future[bytes]
     nbytes: int
     """Of what they are drawn from, as it was logged."""
+
+    @property
+    def is_done(self) -> bool:
+        return self.framed.done()
 
     def records(self) -> bytes:
         """The events, framed, when they are drawn; nothing when they cannot be."""
         try:
-            payloads = self.payloads.result()
+            return self.framed.result()
         except ValueError as error:
             # The rules of the wire let nothing through that cannot be drawn; where they are
             # wrong, one picture is missing, not the batch that it came in.
@@ -40,7 +47,11 @@ class Drawing:
                 {"tag": self.name, "step": self.step, "error": error},
             )
             return b""
-        return b"".join(map(event_file.frame, payloads))
+
+
+def framed(draw: Callable[P, list[bytes]], *arguments: P.args, **named: P.kwargs) -> bytes:
+    """The events that `draw` makes, framed: in the thread that draws them."""
+    return b"".join(map(event_file.frame, draw(*arguments, **named)))
 
 
 Record = bytes | memoryview | Drawing
@@ -69,6 +80,12 @@ class Output:
         """In the journal, behind the group."""
         self.files = files
         self._records = records
+        self.nbytes = sum(
+            record.nbytes if isinstance(record, Drawing) else len(record)
+            for each in records.values()
+            for record in each
+        ) + sum(file.nbytes for file in files)
+        """What it takes until it is written, about."""
 
     @property
     def sub_runs(self) -> list[str]:
@@ -76,21 +93,26 @@ class Output:
         return [sub_run for sub_run in self._records if sub_run]
 
     @property
-    def nbytes(self) -> int:
-        """What it takes until it is written, about."""
-        drawn = sum(
-            record.nbytes if isinstance(record, Drawing) else len(record)
+    def is_drawn(self) -> bool:
+        """Whether nothing of it is still being drawn."""
+        return all(
+            record.is_done
             for records in self._records.values()
             for record in records
+            if isinstance(record, Drawing)
         )
-        return drawn + sum(file.nbytes for file in self.files)
 
-    def join(self, sub_run: str = "") -> bytes:
-        """The records of one event file, in order, when all are drawn; empty if there are none."""
-        return b"".join(
+    def pieces(self, sub_run: str = "") -> list[bytes | memoryview]:
+        """The records of one event file, in order, when all are drawn; empty if there are none.
+        They are not put together: pictures are large, and are written from where they lie."""
+        return [
             record.records() if isinstance(record, Drawing) else record
             for record in self._records.get(sub_run, [])
-        )
+        ]
+
+    def join(self, sub_run: str = "") -> bytes:
+        """`pieces`, put together."""
+        return b"".join(self.pieces(sub_run))
 
 
 class Group:

@@ -107,8 +107,9 @@ class RunFiles:
         if writer is None:
             writer = self._until_there_is_room(lambda: self._writer(sub_run))
         upto = self._written_upto[sub_run]
-        # Only what is not written yet is joined, and so drawn.
-        writer.append([group.join(sub_run) for group in groups if _sequence(group.position) > upto])
+        # Only what is not written yet is drawn.
+        left = [group for group in groups if _sequence(group.position) > upto]
+        writer.append([group.pieces(sub_run) for group in left])
         self._bound_open(sub_run)
 
     # -- one sub-run ------------------------------------------------------------------

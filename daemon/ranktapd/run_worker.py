@@ -35,8 +35,11 @@ logger = logging.getLogger("ranktapd")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-WRITE_BYTES = 16 << 20
-"""Groups are written together up to this much: pictures of two groups are drawn at a time."""
+WRITE_BYTES = 24 << 20
+"""What waits to be written at most, about: three groups of pictures, of which two are being
+drawn while the first is written."""
+TOGETHER_BYTES = 4 << 20
+"""At least so much is written at a time then: scalars come in small groups."""
 DRAWING_THREADS = 4
 """A picture of 512x512x3 takes 3 ms. Arbitrary: measured on two cores only."""
 LOCK_WAIT_S = 30.0
@@ -122,7 +125,9 @@ class RunWorker:
         self._fold = standing.fold
         self._reader = standing.reader
         self._files = standing.files
-        self._unwritten: list[Output] = []
+        self._unwritten: list[tuple[Position, Output]] = []
+        """Groups, each with where it ends."""
+        self._unwritten_bytes = 0
         self._snapshot_segment = self._reader.position.segment
         self._at_group_end = True
         # (when, up to which entry): how long the records that wait have waited.
@@ -139,12 +144,15 @@ class RunWorker:
     def run(self) -> None:
         """Until told to finish, or left alone."""
         while True:
-            self.fold_upto(self._controls.committed)
+            self._fold_upto(self._controls.committed)
+            self._controls.hear()
+            if self._unwritten and not self._has_more():
+                self._write()
             if self._controls.ended:
                 logger.info("run %(run)r: the main process is gone", {"run": self._place.name})
                 return
-            if self._reader.position.sequence < self._controls.committed:
-                continue  # more was told of while it folded
+            if self._has_more():
+                continue
             if self._controls.finish:
                 # Where it can be continued from, when its journal has gone.
                 if self._at_group_end:
@@ -168,7 +176,16 @@ class RunWorker:
 
     def fold_upto(self, sequence: int) -> None:
         """Bring the files to where the journal is."""
-        unwritten_bytes = 0
+        self._fold_upto(sequence)
+        if self._unwritten:
+            self._write()
+
+    def _has_more(self) -> bool:
+        """Whether more was told of while it folded."""
+        return self._reader.position.sequence < self._controls.committed
+
+    def _fold_upto(self, sequence: int) -> None:
+        """Bring the fold to there, and the files as far as pictures are drawn."""
         for entry in self._reader.entries(sequence):
             self._at_group_end = isinstance(entry, Entry) and entry.ends_group
             if isinstance(entry, Damage):
@@ -178,19 +195,21 @@ class RunWorker:
             if not entry.ends_group:
                 continue
             output = self._fold.close_group(str(entry.after))
-            self._unwritten.append(output)
-            unwritten_bytes += output.nbytes
+            self._unwritten.append((entry.after, output))
+            self._unwritten_bytes += output.nbytes
             if self._careful:
                 self._controls.say(at=0)  # a full disk on which it waits is no entry's fault
-            if unwritten_bytes > WRITE_BYTES or self._careful:
-                self._write()
-                unwritten_bytes = 0
+            if self._unwritten_bytes > WRITE_BYTES or self._careful:
+                self._write(0 if self._careful else WRITE_BYTES - TOGETHER_BYTES)
                 self._controls.hear()
                 if self._controls.ended:
                     return
             if entry.after.segment != self._snapshot_segment:
                 self._leave_segment(entry.after)
-        self._write()
+        drawn = 0
+        while drawn < len(self._unwritten) and self._unwritten[drawn][1].is_drawn:
+            drawn += 1
+        self._write_first(drawn)
 
     def _apply(self, entry: Entry) -> None:
         if entry.sequence in self._skipped:
@@ -199,10 +218,22 @@ class RunWorker:
             self._controls.say(at=entry.sequence)
         self._fold.apply(entry)
 
-    def _write(self) -> None:
-        self._files.write(self._unwritten)
-        self._unwritten.clear()
-        position = self._reader.position
+    def _write(self, leave_bytes: int = 0) -> None:
+        """Write what waits, the first first, until there is no more than that."""
+        count, left = 0, self._unwritten_bytes
+        while count < len(self._unwritten) and (left > leave_bytes or not leave_bytes):
+            left -= self._unwritten[count][1].nbytes
+            count += 1
+        self._write_first(count)
+
+    def _write_first(self, count: int) -> None:
+        """Write so many groups, once they are drawn, and say how far all is written."""
+        written, self._unwritten = self._unwritten[:count], self._unwritten[count:]
+        if self._unwritten and not written:
+            return
+        self._unwritten_bytes = sum(output.nbytes for _, output in self._unwritten)
+        self._files.write([output for _, output in written])
+        position = written[-1][0] if self._unwritten else self._reader.position
         self._folded = position.sequence
         self._controls.say(
             folded=position.sequence, segment=position.segment, offset=position.offset

@@ -26,6 +26,10 @@ logger = logging.getLogger("ranktapd")
 
 RETRY_S = 1.0
 """How often a full disk is tried again."""
+IOV_MAX = 1_024
+"""Pieces that the kernel takes in one call."""
+
+Piece = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +95,8 @@ class SummaryWriter:
         """The position in the journal up to which everything was written when this was opened."""
         return self._found.checkpoint or self._start.checkpoint
 
-    def append(self, groups: Sequence[bytes]) -> None:
-        """Append the records of groups, or find them in the file already.
+    def append(self, groups: Sequence[Sequence[Piece]]) -> None:
+        """Append groups, each given as pieces of whole records, or find them in the file already.
 
         Waits while the disk is full: the journal keeps what follows.
 
@@ -101,22 +105,22 @@ class SummaryWriter:
         """
         # One at a time as long as the file holds what is still to be proved right, and the
         # first of a file: what the file, or a former one, holds already is of one group.
-        left = [records for records in groups if records]
+        left = [pieces for pieces in groups if any(map(len, pieces))]
         while left and (self._tail or not self._end):
-            self._append(left.pop(0))
-        if left:
-            self._append(b"".join(left))
+            self._prove(b"".join(left.pop(0)))
+        self._write([piece for pieces in left for piece in pieces])
 
-    def _append(self, records: bytes) -> None:
+    def _prove(self, records: bytes) -> None:
+        """Append a group whose beginning may be in the file already."""
         expected = self._as_begun(records)
         known = min(len(self._tail), len(expected))
         if expected[:known] == self._tail[:known]:
             self._tail = self._tail[known:]
             self._end += known
-            self._write(expected[known:])
+            self._write([expected[known:]])
         else:
             self._turn_over()
-            self._write(self._as_begun(records))
+            self._write([self._as_begun(records)])
 
     def _as_begun(self, records: bytes) -> bytes:
         """What of a group's records belongs here, and what stands before them in a new file."""
@@ -150,12 +154,12 @@ class SummaryWriter:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         return self._fd
 
-    def _write(self, records: bytes) -> None:
-        left = memoryview(records)
+    def _write(self, pieces: Sequence[Piece]) -> None:
+        left = [memoryview(piece) for piece in pieces if piece]
         while left:
             self._unsynced = True
             try:
-                written = os.pwrite(self._descriptor(), left, self._end)
+                written = os.pwritev(self._descriptor(), left[:IOV_MAX], self._end)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
@@ -166,7 +170,7 @@ class SummaryWriter:
                 continue
             self._waiting_for_room = False
             self._end += written
-            left = left[written:]
+            left = _behind(left, written)
 
     def _tell_full(self, error: OSError) -> None:
         if not self._waiting_for_room:
@@ -202,6 +206,18 @@ class SummaryWriter:
         sync_directory(self._directory)
         self._tail = b""
         self._end = 0
+
+
+def _behind(pieces: list[memoryview], written: int) -> list[memoryview]:
+    """What of the pieces stands behind so many bytes."""
+    first = 0
+    while first < len(pieces) and written >= len(pieces[first]):
+        written -= len(pieces[first])
+        first += 1
+    left = pieces[first:]
+    if written:
+        left[0] = left[0][written:]
+    return left
 
 
 def _skip_records(records: bytes, count: int) -> bytes:

@@ -230,8 +230,8 @@ class Mortal:
             (Path, "mkdir"), (Path, "replace"), (Path, "unlink"),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
-        self._pwrite, self._write = os.pwrite, os.write
-        monkeypatch.setattr(os, "pwrite", self._partly_pwrite)
+        self._pwritev, self._write = os.pwritev, os.write
+        monkeypatch.setattr(os, "pwritev", self._partly_pwritev)
         monkeypatch.setattr(os, "write", self._partly_write)
 
     def _is_last(self) -> bool:
@@ -246,11 +246,12 @@ class Mortal:
 
         return call
 
-    def _partly_pwrite(self, fd: int, data: memoryview, offset: int) -> int:
+    def _partly_pwritev(self, fd: int, pieces: list[memoryview], offset: int) -> int:
         if self._is_last():
-            self._pwrite(fd, data[: len(data) // 2], offset)
+            whole = b"".join(pieces)
+            self._pwritev(fd, [whole[: len(whole) // 2]], offset)
             raise EndedError
-        return self._pwrite(fd, data, offset)
+        return self._pwritev(fd, pieces, offset)
 
     def _partly_write(self, fd: int, data: memoryview) -> int:
         if self._is_last():

@@ -251,6 +251,28 @@ ssize_t pwrite(int fd, const void *data, size_t bytes, off_t offset)
     return pwrite64(fd, data, bytes, offset);
 }
 
+ssize_t pwritev64(int fd, const struct iovec *pieces, int count, off64_t offset)
+{
+    return write_to(fd, pieces, count, offset);
+}
+
+ssize_t pwritev(int fd, const struct iovec *pieces, int count, off_t offset)
+{
+    return write_to(fd, pieces, count, offset);
+}
+
+/* What Python's os.pwritev calls, always without flags here. */
+ssize_t pwritev64v2(int fd, const struct iovec *pieces, int count, off64_t offset, int flags)
+{
+    (void)flags;
+    return write_to(fd, pieces, count, offset);
+}
+
+ssize_t pwritev2(int fd, const struct iovec *pieces, int count, off_t offset, int flags)
+{
+    return pwritev64v2(fd, pieces, count, offset, flags);
+}
+
 static int sync_of(int fd, int number)
 {
     char name[PATH_MAX];
