@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -84,6 +85,54 @@ def test_every_message_is_one_that_the_daemon_says(message: str) -> None:
     spoken = re.sub(r'"\s*\n\s*f?"', "", daemon)
     pattern = ".*".join(re.escape(part) for part in message.split("..."))
     assert re.search(pattern, spoken + JOURNAL), message
+
+
+def warnings_of(source: str) -> list[str]:
+    """What a module logs at WARNING and above, or gives to a worker's notices, with `...` for
+    what is put in."""
+    said = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        match node.func:
+            case ast.Attribute(value=whose, attr=name):
+                owner = ast.unparse(whose)
+            case ast.Name(id=name):
+                owner = ""
+            case _:
+                continue
+        is_logged = name in ("warning", "error", "critical", "exception") and "log" in owner
+        is_noticed = name == "tell_once" or (name == "tell" and owner.endswith("_notices"))
+        texts = [text for each in node.args if (text := _text(each))]
+        if is_logged or is_noticed:
+            said += texts[-1:] if is_noticed else texts[:1]
+    return said
+
+
+def _text(node: ast.expr) -> str | None:
+    match node:
+        case ast.Constant(value=str(text)):
+            return re.sub(r"%[srd]", "...", text)
+        case ast.JoinedStr(values=parts):
+            return "".join(_text(part) or "..." for part in parts)
+    return None
+
+
+def test_every_warning_and_error_of_the_daemon_is_in_the_docs() -> None:
+    documented = [
+        ".*".join(map(re.escape, message.split("..."))) for message in first_cells("Messages")
+    ]
+    said = [
+        text
+        for path, source in SOURCES.items()
+        if "ranktapd" in path.parts
+        for text in warnings_of(source)
+        # Some only pass on what others said.
+        if re.search("[a-z]", text.replace("...", "").removeprefix("run "))
+    ]
+    assert len(said) > 30
+    missing = [text for text in said if not any(re.search(each, text) for each in documented)]
+    assert missing == [], "docs/operations.md, Messages, does not say what these mean"
 
 
 JOURNAL = "".join(text for path, text in SOURCES.items() if path.name == "journal.py")
