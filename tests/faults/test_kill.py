@@ -14,7 +14,7 @@ import pytest
 import ranktap
 from tests.support import ledger
 from tests.support.daemons import DaemonProcess
-from tests.support.rank_program import report, start_rank
+from tests.support.rank_program import FOR_EVER, let_end, report, start_rank
 from tests.support.shown import assert_shown, read_logged
 from tests.support.waiting import wait_for
 
@@ -47,15 +47,12 @@ def _kill_in_a_job(daemon: DaemonProcess, directory: Path, *, rounds: int, seed:
     end = directory / "end"
     began = time.monotonic()
     ranks = [
-        start_rank(daemon.endpoint, RUN, rank, WORLD_SIZE, steps=1_000_000, step_s=STEP_S, end=end)
+        start_rank(daemon.endpoint, RUN, rank, WORLD_SIZE, steps=FOR_EVER, step_s=STEP_S, end=end)
         for rank in range(WORLD_SIZE)
     ]
     try:
         kills = _kill(daemon, random.Random(seed), rounds)
-        # None of them can be as far: they began later, and keep their pace.
-        steps = int((time.monotonic() - began) / STEP_S) + 20
-        (directory / "partial").write_text(str(steps))
-        (directory / "partial").rename(end)
+        steps = let_end(end, began, STEP_S)
         reports = [report(rank, 90) for rank in ranks]
     finally:
         for each in ranks:

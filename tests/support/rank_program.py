@@ -20,6 +20,8 @@ from tests.support import ledger
 from tests.support.timing import SlowestCall
 
 ROOT = Path(__file__).resolve().parents[2]
+FOR_EVER = 1_000_000
+"""Steps of a rank that ends when it is told to."""
 
 
 def start_rank(
@@ -40,6 +42,18 @@ def start_rank(
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def let_end(end: Path, began: float, step_s: float) -> int:
+    """Tell ranks that were started at `began` at which step to end: soon, and not reached yet.
+
+    Returns the number of their steps. They keep their pace, so none can be ahead of the clock.
+    """
+    steps = int((time.monotonic() - began) / step_s) + 20
+    partial = end.with_suffix(".partial")
+    partial.write_text(str(steps))
+    partial.rename(end)
+    return steps
 
 
 def report(process: subprocess.Popen[str], timeout_s: float) -> dict[str, float]:
