@@ -126,7 +126,7 @@ def test_connections_reset_in_mid_message_lose_and_double_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1_800)
 def test_a_thousand_connections_reset_in_mid_message_lose_and_double_nothing(
     start_daemon: DaemonStarter,
 ) -> None:
