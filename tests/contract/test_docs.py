@@ -138,6 +138,52 @@ def test_every_warning_and_error_of_the_daemon_is_in_the_docs() -> None:
 JOURNAL = "".join(text for path, text in SOURCES.items() if path.name == "journal.py")
 
 
+# -- what the pages say of tests ----------------------------------------------------------
+
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def missing_tests(page: str) -> list[str]:
+    """Tests and files of tests that a page names, and that are not there."""
+    missing = []
+    for file, name in re.findall(r"(tests/[\w/.]+\.py)(?:::(\w+))?", page):
+        path = ROOT / file
+        text = path.read_text() if path.exists() else None
+        if text is None or (name and not re.search(rf"^def {name}\(", text, re.MULTILINE)):
+            missing.append(f"{file}::{name}" if name else file)
+    return missing
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    assert [name for page in PAGES for name in missing_tests(page.read_text())] == []
+
+
+def test_a_test_that_does_not_exist_is_noticed() -> None:
+    here = "tests/contract/test_docs.py"
+    said = f"`{here}::test_of_nothing`, `tests/unit/test_nothing.py`, `{here}::section`, `{here}`"
+    assert missing_tests(said) == [f"{here}::test_of_nothing", "tests/unit/test_nothing.py"]
+
+
+def test_every_guarantee_names_a_test() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    promises = re.split(r"\n\n\*\*", text)[1:]
+    assert len(promises) > 20
+    for promise in promises:
+        assert re.search(r"\n- `tests/[\w/]+\.py::test_\w+`", promise), promise
+
+
+def test_what_is_said_to_be_slow_is_and_the_other_way_round() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    for file, name, rest in re.findall(
+        r"^- `(tests/[\w/]+\.py)::(\w+)`((?:[^\n]|\n  )*)", text, re.M
+    ):
+        source = (ROOT / file).read_text()
+        above = re.search(rf"((?:^@.*\n(?:    .*\n|\)\n)*)*)^def {name}\(", source, re.MULTILINE)
+        assert above is not None
+        is_slow = "mark.slow" in above[1] or re.search(r"^pytestmark = .*mark\.slow", source, re.M)
+        assert bool(is_slow) == ("(*slow*" in rest), name
+
+
 # -- systemd/ranktapd.toml --------------------------------------------------------------
 
 

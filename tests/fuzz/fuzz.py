@@ -9,10 +9,17 @@ RANKTAP_FUZZ_FOUND), of which `keep` puts into the corpus what is worth keeping.
 a promise is written to `crash-...` in the current directory (-artifact_prefix=), and goes
 into the corpus by hand, with what mends it. `test_fuzzer` runs each target for a moment.
 
-The last long run, on two busy cores (seconds of the wall; edges and features as libFuzzer
-counts them, with the corpus as it is at the beginning, and at the end):
+The last long run, in November 2026, with atheris 3.0.0 on a core that had other work too. Edges
+and features are libFuzzer's: those that the corpus has to begin with, and those in the end.
 
-FIGURES
+    target    seconds   inputs    edges          features       found
+    wire          661   377,872     521    532    1,300  1,415  nothing
+    answer        301   455,322      54     58       54     58  nothing
+    fold          661   571,594   1,385  1,403    2,714  2,874  nothing; 2 inputs into the corpus
+    journal       661   112,584     178    178      438    549  nothing
+
+That it would find something: with a check of one of a hello's fields taken out of the product, it
+took less than a minute.
 """
 
 from __future__ import annotations
