@@ -25,11 +25,18 @@ SLOWEST_SCALAR_S = 0.05
 
 
 def _kill(daemon: DaemonProcess, chance: random.Random, rounds: int) -> list[str]:
-    """Kill the daemon or one of its workers, again and again; what was killed, and when."""
+    """Kill the daemon or one of its workers, again and again; what was killed, and when.
+
+    How long each lives is counted in what it does, so that it is the same on a slow machine:
+    until the journal has grown some times, and a moment.
+    """
     began = time.monotonic()
     kills: list[str] = []
     while len(kills) < rounds:
-        time.sleep(chance.choice((0.02, 0.1, 0.4, 0.8)) * chance.uniform(0.5, 1.5))
+        for _ in range(chance.choice((0, 1, 1, 3))):
+            before = _end_of_journal(daemon)
+            wait_for(lambda: _end_of_journal(daemon) != before, "the journal to grow", 60)  # noqa: B023
+        time.sleep(chance.choice((0.0, 0.02, 0.1, 0.4)) * chance.uniform(0.5, 1.5))
         workers = daemon.workers()
         if workers and chance.random() < 0.5:
             workers[0].kill()
@@ -40,6 +47,12 @@ def _kill(daemon: DaemonProcess, chance: random.Random, rounds: int) -> list[str
         # Not always until it listens: it must be possible to kill it while it starts.
         daemon.start(wait=chance.random() < 0.7)
     return kills
+
+
+def _end_of_journal(daemon: DaemonProcess) -> tuple[str, int]:
+    """Its last segment, and how long that is."""
+    segments = sorted(Path(daemon.logdir).rglob("*.journal"))
+    return (segments[-1].name, segments[-1].stat().st_size) if segments else ("", 0)
 
 
 def _kill_in_a_job(daemon: DaemonProcess, directory: Path, *, rounds: int, seed: int) -> None:
