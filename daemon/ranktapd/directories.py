@@ -58,7 +58,9 @@ def _put(path: Path, run: str) -> None:
     make_directory(path.parent)
     # No run's name begins with a dot, and no other process has this number.
     partial = path.with_name(f".{os.getpid()}.partial")
-    with open(partial, "w") as file:
+    # One that was left behind may be another name of a claim: never to be written to.
+    partial.unlink(missing_ok=True)
+    with open(partial, "x") as file:
         file.write(run)
         file.flush()
         os.fsync(file.fileno())

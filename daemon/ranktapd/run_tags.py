@@ -93,8 +93,11 @@ class RunTags:
             return False
         sub_run, tag = split_name(name)
         if len(self._kinds) >= self.most:
-            text = f"this run has {self.most} tags (max_run_tags): what is logged under others"
-            self._notices.tell_limit("max_run_tags", f"{text} is left out")
+            self._notices.tell_limit(
+                "max_run_tags",
+                f"this run has {self.most} tags (max_run_tags): what is logged under others is "
+                "left out",
+            )
             return False
         if sub_run not in self._sub_runs and len(self._sub_runs) > SUB_RUNS:
             tell_once("sub-runs", f"more than {SUB_RUNS} sub-runs: the others are left out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -99,7 +100,105 @@ def test_every_message_is_one_that_the_daemon_says(message: str) -> None:
     assert re.search(pattern, spoken + JOURNAL), message
 
 
+def warnings_of(source: str) -> list[str]:
+    """What a module logs at WARNING and above, or gives to a worker's notices, with `...` for
+    what is put in."""
+    said = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        match node.func:
+            case ast.Attribute(value=whose, attr=name):
+                owner = ast.unparse(whose)
+            case ast.Name(id=name):
+                owner = ""
+            case _:
+                continue
+        is_logged = name in ("warning", "error", "critical", "exception") and "log" in owner
+        is_noticed = name in ("tell_once", "tell_limit") or (
+            name == "tell" and owner.endswith("_notices")
+        )
+        if is_noticed or is_logged:
+            text = _text(node.args[-1 if is_noticed else 0])
+            said += [text] if text else []
+    return said
+
+
+def _text(node: ast.expr) -> str | None:
+    match node:
+        case ast.Constant(value=str(text)):
+            return re.sub(r"%(\(\w+\))?[srd]", "...", text)
+        case ast.JoinedStr(values=parts):
+            return "".join(_text(part) or "..." for part in parts)
+    return None
+
+
+def test_every_warning_and_error_of_the_daemon_is_in_the_docs() -> None:
+    documented = [
+        ".*".join(map(re.escape, message.split("..."))) for message in first_cells("Messages")
+    ]
+    said = [
+        text
+        for path, source in SOURCES.items()
+        if "ranktapd" in path.parts
+        for text in warnings_of(source)
+        # Some only pass on what others said.
+        if re.search("[a-z]", re.sub(r"\.\.\.|^run |^ranktapd:", "", text))
+    ]
+    assert len(said) > 30
+    missing = [text for text in said if not any(re.search(each, text) for each in documented)]
+    assert missing == [], "docs/operations.md, Messages, does not say what these mean"
+
+
 JOURNAL = "".join(text for path, text in SOURCES.items() if path.name == "journal.py")
+
+
+# -- what the pages say of tests ----------------------------------------------------------
+
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def missing_tests(page: str) -> list[str]:
+    """Tests and files of tests that a page names, and that are not there."""
+    missing = []
+    for file, name in re.findall(r"(tests/[\w/.]+\.py)(?:::(\w+))?", page):
+        path = ROOT / file
+        text = path.read_text() if path.exists() else None
+        if text is None or (name and not re.search(rf"^def {name}\(", text, re.MULTILINE)):
+            missing.append(f"{file}::{name}" if name else file)
+    return missing
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    assert [name for page in PAGES for name in missing_tests(page.read_text())] == []
+
+
+def test_a_test_that_does_not_exist_is_noticed() -> None:
+    here = "tests/contract/test_docs.py"
+    said = f"`{here}::test_of_nothing`, `tests/unit/test_nothing.py`, `{here}::section`, `{here}`"
+    assert missing_tests(said) == [f"{here}::test_of_nothing", "tests/unit/test_nothing.py"]
+
+
+def test_every_guarantee_names_a_test() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    promises = re.split(r"\n\n\*\*", text)[1:]
+    assert len(promises) > 20
+    for promise in promises:
+        assert re.search(r"\n- `tests/[\w/]+\.py::test_\w+`", promise), promise
+
+
+def test_what_is_said_to_be_slow_is_and_the_other_way_round() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    for file, name, rest in re.findall(
+        r"^- `(tests/[\w/]+\.py)::(\w+)`((?:[^\n]|\n  )*)", text, re.M
+    ):
+        source = (ROOT / file).read_text()
+        above = re.search(rf"((?:^@.*\n(?:    .*\n|\)\n)*)*)^def {name}\(", source, re.MULTILINE)
+        assert above is not None
+        is_slow = "@pytest.mark.slow" in above[1] or re.search(
+            r"^pytestmark = .*mark\.slow", source, re.M
+        )
+        assert bool(is_slow) == ("(*slow*" in rest), name
 
 
 # -- systemd/ranktapd.toml --------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,14 +18,14 @@ from tests.support import ledger
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import event_files, events
 from tests.support.interposer import Interposer
-from tests.support.rank_program import ROOT, report
+from tests.support.rank_program import FOR_EVER, ROOT, let_end, report
 from tests.support.shown import assert_shown, read_logged
 from tests.support.waiting import wait_for
 
 DaemonStarter = Callable[..., DaemonProcess]
 RUN = "faults/clock"
 WORLD_SIZE = 2
-STEPS = 60
+STEP_S = 0.05
 HOUR_S, YEAR_S = 3_600.0, 365 * 86_400.0
 
 
@@ -35,11 +36,13 @@ def test_clocks_set_back_and_forward_change_wall_times_and_nothing_else(
     trainers = [Interposer(tmp_path / f"trainer {rank}", tmp_path) for rank in range(WORLD_SIZE)]
     daemon = start_daemon("--straggler-timeout", "3600", program=log_host.program())
     directory = Path(daemon.logdir) / RUN
+    end = tmp_path / "end"
+    began = time.monotonic()
     ranks = [
         subprocess.Popen(
             trainers[rank].program(
                 "-m", "tests.support.rank_program", daemon.endpoint, RUN, str(rank),
-                str(WORLD_SIZE), str(STEPS), "0.05",
+                str(WORLD_SIZE), str(FOR_EVER), str(STEP_S), str(end),
             ),
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
@@ -51,6 +54,7 @@ def test_clocks_set_back_and_forward_change_wall_times_and_nothing_else(
             wait_for(lambda: read_logged(directory).points() > before + 300, "progress")  # noqa: B023
             log_host.shift_clock(log_host_s)
             trainers[0].shift_clock(trainer_s)
+        steps = let_end(end, began, STEP_S)
         reports = [report(rank, 60) for rank in ranks]
     finally:
         for rank in ranks:
@@ -70,7 +74,7 @@ def test_clocks_set_back_and_forward_change_wall_times_and_nothing_else(
     ]
     assert max(walls) - min(walls) > YEAR_S
     assert walls != sorted(walls)
-    assert_shown(directory, ledger.expected_run(WORLD_SIZE, range(STEPS)))
+    assert_shown(directory, ledger.expected_run(WORLD_SIZE, range(steps)))
 
 
 def test_a_new_event_file_sorts_behind_the_old_one_although_the_clock_was_set_back_a_year(

@@ -45,6 +45,15 @@ POINTS: dict[str, tuple[Call, str | bytes]] = {
     "an older snapshot is deleted": (Call.UNLINK, "/snapshots/"),
     "a segment is deleted": (Call.UNLINK, ".journal$"),
     "the run is said to rest": (Call.WRITE, "/resting$"),
+    "a claim on a directory is written": (Call.WRITE, "/directories/."),
+    "a claim on a directory is linked into its place": (Call.LINK, "/directories/"),
+    "a claim's other name is deleted": (Call.UNLINK, "/directories/."),
+    "a sub-run's event file is made": (Call.OPEN, "/curves_loss_train/events"),
+    "a sub-run's event file is appended to": (Call.WRITE, "/curves_loss_train/events"),
+    "a sub-run's event file is synced": (Call.SYNC, "/curves_loss_train/events"),
+    "an embedding is written": (Call.WRITE, "/points/.partial$"),
+    "an embedding gets its name": (Call.RENAME, "/tensors.tsv$"),
+    "the projector's configuration gets its name": (Call.RENAME, "/projector_config.pbtxt$"),
 }
 WHEN = {"before": Act.KILL_BEFORE, "while": Act.KILL_IN_PART, "after": Act.KILL_AFTER}
 ALL = [
@@ -119,6 +128,7 @@ def test_at_every_call_in_turn_the_process_that_makes_it_is_killed(
         )  # fmt: skip
         calls = (
             Call.OPEN, Call.WRITE, Call.SYNC, Call.TRUNCATE, Call.RENAME, Call.UNLINK, Call.MKDIR,
+            Call.LINK,
         )  # fmt: skip
         rule = interposer.rule(Act.KILL_IN_PART, *calls, path="", skip=number)
         try:
@@ -135,7 +145,7 @@ def test_at_every_call_in_turn_the_process_that_makes_it_is_killed(
 
 def _run_job(daemon: DaemonProcess, rule: Rule) -> None:
     events = Path(daemon.logdir) / RUN
-    expected = noisy_job.expected(WORLD_SIZE, STEPS)
+    expected = noisy_job.expected(WORLD_SIZE, STEPS, beside=True)
     with kept_running(daemon) as statuses:
         taps = [
             ranktap.init(RUN, endpoint=daemon.endpoint, rank=rank, world_size=WORLD_SIZE)
@@ -143,11 +153,13 @@ def _run_job(daemon: DaemonProcess, rule: Rule) -> None:
         ]
         for step in STEPS:
             for tap in taps:
-                noisy_job.log_step(tap, step)
+                noisy_job.log_step(tap, step, beside=True)
             assert all(tap.flush(timeout=30) for tap in taps)
         assert all(tap.close(timeout=30) for tap in taps)
-        wait_for(lambda: read_logged(events).points() >= expected.points(), "everything", 30)
+        wait_for(
+            lambda: read_logged(events, beside=True).points() >= expected.points(), "everything", 30
+        )
     end(daemon)
     print(f"ended with {statuses}; worker deaths: {daemon.log.count('its worker ended')}")
     assert rule.fired == 1
-    assert_shown(events, expected)
+    assert_shown(events, expected, beside=True)

@@ -14,6 +14,8 @@ import pytest
 import ranktap
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import scalar_points
+from tests.support.ledger import Contents
+from tests.support.shown import assert_shown
 from tests.support.timing import SlowestCall
 from tests.support.waiting import wait_for
 
@@ -87,8 +89,9 @@ def _points(directory: Path) -> list[tuple[int, float]]:
     return scalar_points(directory).get("loss", [])
 
 
-def _logged(steps: int) -> list[tuple[int, float]]:
-    return [(step, float(step)) for step in range(steps)]
+def _assert_shown(directory: Path, steps: int) -> None:
+    logged = [(step, float(step)) for step in range(steps)]
+    assert_shown(directory, Contents(scalars={"loss": logged}))
 
 
 def test_when_the_journals_disk_is_full_logging_goes_on_and_everything_arrives_when_there_is_room(
@@ -112,7 +115,7 @@ def test_when_the_journals_disk_is_full_logging_goes_on_and_everything_arrives_w
         assert tap.flush(timeout=30)
         assert "there is room on the disk again" in daemon.log
     assert daemon.stop() == 0
-    assert _points(Path(daemon.logdir) / RUN) == _logged(STEPS + 1_000)
+    _assert_shown(Path(daemon.logdir) / RUN, STEPS + 1_000)
 
 
 def test_when_everything_is_on_one_full_disk_kills_lose_and_double_nothing(
@@ -142,7 +145,7 @@ def test_when_everything_is_on_one_full_disk_kills_lose_and_double_nothing(
             lambda: len(_points(disk.path / "runs" / RUN)) >= STEPS, "everything to be written", 60
         )
     assert daemon.stop() == 0
-    assert _points(disk.path / "runs" / RUN) == _logged(STEPS)
+    _assert_shown(disk.path / "runs" / RUN, STEPS)
 
 
 def test_when_no_snapshot_can_be_kept_what_is_journaled_is_written_all_the_same(
@@ -183,7 +186,7 @@ def test_when_no_snapshot_can_be_kept_what_is_journaled_is_written_all_the_same(
         assert tap.flush(timeout=30)
         wait_for(lambda: len(list(state.rglob("*.journal"))) < 3, "the segments to be deleted")
     assert daemon.stop() == 0
-    assert _points(Path(daemon.logdir) / RUN) == _logged(steps + 5_000)
+    _assert_shown(Path(daemon.logdir) / RUN, steps + 5_000)
 
 
 def test_when_the_event_files_disk_is_full_the_journal_keeps_what_follows(
@@ -206,7 +209,7 @@ def test_when_the_event_files_disk_is_full_the_journal_keeps_what_follows(
         disk.resize(64 * MIB)
     wait_for(lambda: len(_points(disk.path / RUN)) >= STEPS, "everything to be written")
     assert daemon.stop() == 0
-    assert _points(disk.path / RUN) == _logged(STEPS)
+    _assert_shown(disk.path / RUN, STEPS)
 
 
 def test_with_less_free_than_it_must_keep_nothing_is_accepted_and_the_client_is_told(
@@ -238,8 +241,8 @@ def test_with_less_free_than_it_must_keep_nothing_is_accepted_and_the_client_is_
             assert late.flush(timeout=30)
         assert tap.flush(timeout=30)
     assert daemon.stop() == 0
-    assert _points(Path(daemon.logdir) / RUN) == _logged(STEPS)
-    assert _points(Path(daemon.logdir) / "late") == _logged(100)
+    _assert_shown(Path(daemon.logdir) / RUN, STEPS)
+    _assert_shown(Path(daemon.logdir) / "late", 100)
 
 
 def _size(state: Path) -> int:

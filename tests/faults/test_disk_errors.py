@@ -35,6 +35,7 @@ Site = tuple[Call, str, int]
 MANY = 6
 """Making a journal takes up to five: then this one appends to it."""
 SITES: list[Site] = [
+    (Call.MKDIR, "%2F{run}$", 0), (Call.SYNC, "%2F{run}$", 0),
     (Call.MKDIR, "/journal$", 0), (Call.OPEN, ".journal$", 0), (Call.SYNC, "/journal$", 0),
     (Call.WRITE, ".journal$", 0), (Call.WRITE, ".journal$", MANY), (Call.SYNC, ".journal$", 0),
     (Call.SYNC, ".journal$", MANY), (Call.UNLINK, ".journal$", 0),
@@ -45,7 +46,33 @@ SITES: list[Site] = [
     (Call.MKDIR, "/snapshots$", 0), (Call.OPEN, "/snapshots/", 0), (Call.WRITE, "/snapshots/", 0),
     (Call.SYNC, "/snapshots/", 0), (Call.RENAME, "/snapshots/", 0), (Call.SYNC, "/snapshots$", 0),
     (Call.UNLINK, "/snapshots/", 0), (Call.OPEN, "/resting$", 0), (Call.WRITE, "/resting$", 0),
+    # Of sub-runs, and of the projector's files.
+    (Call.MKDIR, "{run}/event_files$", 0), (Call.OPEN, "{run}/event_files/", 0),
+    (Call.WRITE, "{run}/event_files/", 0), (Call.SYNC, "{run}/event_files/", 0),
+    (Call.RENAME, "{run}/event_files/", 0), (Call.SYNC, "{run}/event_files$", 0),
+    (Call.MKDIR, "{run}/curves_loss_train$", 0), (Call.OPEN, "/curves_loss_valid/events", 0),
+    (Call.WRITE, "/curves_loss_valid/events", 1), (Call.SYNC, "/curves_loss_train/events", 0),
+    (Call.MKDIR, "/points$", 0), (Call.OPEN, "/points/", 0), (Call.WRITE, "/points/", 0),
+    (Call.SYNC, "/points/", 0), (Call.RENAME, "/points/", 0), (Call.RENAME, "/projector_config", 0),
+    (Call.LINK, "/directories/", 0), (Call.OPEN, "/writer.lock$", 0),
 ]  # fmt: skip
+OF_NO_RUN: list[Site] = [
+    (Call.MKDIR, "/.ranktap/directories$", 0), (Call.MKDIR, "/.ranktap/runs$", 0),
+    (Call.SYNC, "/.ranktap/runs$", 0), (Call.MKDIR, "/runs/disk$", 0),
+    (Call.SYNC, "/runs/disk$", 0),
+    (Call.OPEN, "/directories/.", 0), (Call.WRITE, "/directories/.", 0),
+    (Call.SYNC, "/directories/.", 0), (Call.UNLINK, "/directories/.", 0),
+    (Call.SYNC, "/directories$", 0),
+]  # fmt: skip
+"""What is done before a directory has its run's name."""
+AT_THE_START: list[Site] = [
+    (Call.OPEN, "/.ranktap.lock$", 0), (Call.TRUNCATE, "/.ranktap.lock$", 0),
+    (Call.WRITE, "/.ranktap.lock$", 0), (Call.OPEN, "/daemon.lock$", 0),
+]  # fmt: skip
+"""Of a daemon: another one must come, as it does where a disk is broken."""
+ONCE = [(Call.MKDIR, "/root/runs$"), (Call.SYNC, "/root$"), (Call.SYNC, "/root/runs$"),
+        (Call.MKDIR, "/.ranktap$"), (Call.SYNC, "/.ranktap$")]  # fmt: skip
+"""Of the directories around all runs, when the first daemon makes them: nothing to lose yet."""
 INTERRUPTIBLE = (Call.OPEN, Call.WRITE, Call.SYNC, Call.TRUNCATE)
 """The others are never interrupted, by POSIX; Python does not try them again."""
 
@@ -103,6 +130,8 @@ def _run_on_a_broken_disk(host: Host) -> None:
     path = ("errors0/", ".journal$")
     full = host.interposer.rule(Act.FAIL, Call.WRITE, path=path, error=errno.ENOSPC, skip=MANY)
     taken_back = host.interposer.rule(Act.FAIL, Call.TRUNCATE, path=path)
+    for call, path, _ in AT_THE_START:
+        rules[f"{call.name} {path}"] = host.interposer.rule(Act.FAIL, call, path=path)
     # It ends where a journal fails, with status 1, and must not go on then.
     assert set(_run_jobs(host.daemon)) == {1}
     _assert_all_came(rules | {"full": full, "taken back": taken_back})
@@ -111,7 +140,12 @@ def _run_on_a_broken_disk(host: Host) -> None:
 def test_calls_that_are_interrupted_or_done_in_part_are_not_even_noticed(host: Host) -> None:
     interposer, daemon = host.interposer, host.daemon
     rules = {}
-    calls = {(call, path.format(run="")) for call, path, _ in SITES if call in INTERRUPTIBLE}
+    run = RUNS[0].rpartition("/")[2]
+    calls = {
+        (call, path.format(run=run) if "%2F" in path else path.format(run=""))
+        for call, path, _ in SITES
+        if call in INTERRUPTIBLE
+    }
     # The first rule acts that is for a call: "/snapshots/" goes before "/.partial$".
     calls_in_order = sorted(calls, reverse=True)
     for call, path in calls_in_order:
@@ -125,6 +159,35 @@ def test_calls_that_are_interrupted_or_done_in_part_are_not_even_noticed(host: H
     _assert_all_came(rules)
     assert "ended with status" not in daemon.log
     assert "room" not in daemon.log
+
+
+def test_the_sites_are_all_calls_that_change_a_file(
+    start_daemon: Callable[..., DaemonProcess], tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    interposer = Interposer(tmp_path / "interposer", root, trace=tmp_path / "trace")
+    daemon = start_daemon(
+        "--segment-bytes", str(noisy_job.SEGMENT_BYTES),
+        program=interposer.program(), logdir=root / "runs",
+    )  # fmt: skip
+    assert _run_jobs(daemon, RUNS[:1]) == []
+    run = RUNS[0].rpartition("/")[2]
+    sites = {(call, path.format(run=run)) for call, path, _ in SITES + OF_NO_RUN + AT_THE_START}
+    sites |= {*ONCE}
+    unknown = {
+        (each.call.name, path)
+        for each in interposer.operations()
+        if each.call not in (Call.SEND, Call.RECEIVE)
+        # A rule is for a new name.
+        for path in [each.data.decode() if each.call in (Call.RENAME, Call.LINK) else each.path]
+        if not any(each.call is call and _is_at(path, site) for call, site in sites)
+    }
+    assert unknown == set()
+
+
+def _is_at(path: str, site: str) -> bool:
+    return path.endswith(site[:-1]) if site.endswith("$") else site in path
 
 
 @pytest.mark.slow
@@ -161,6 +224,10 @@ def _one_at_each_site(interposer: Interposer, error: int) -> dict[str, Rule]:
         rules[f"{call.name} {path} {skip}"] = interposer.rule(
             Act.FAIL, call, path=(run, path.format(run=run)), error=error, skip=skip
         )
+    for call, path, skip in OF_NO_RUN:
+        rules[f"{call.name} {path}"] = interposer.rule(
+            Act.FAIL, call, path=path, error=error, skip=skip
+        )
     return rules
 
 
@@ -168,24 +235,27 @@ def _assert_all_came(rules: dict[str, Rule]) -> None:
     assert [name for name, rule in rules.items() if not rule.fired] == []
 
 
-def _run_jobs(daemon: DaemonProcess) -> list[int]:
+def _run_jobs(daemon: DaemonProcess, runs: list[str] = RUNS) -> list[int]:
     """Log everything, and compare it; with what statuses the daemon has ended."""
-    expected = noisy_job.expected(1, STEPS)
+    expected = noisy_job.expected(1, STEPS, beside=True)
     with kept_running(daemon) as statuses:
-        taps = [ranktap.init(run, endpoint=daemon.endpoint, rank=0, world_size=1) for run in RUNS]
+        taps = [ranktap.init(run, endpoint=daemon.endpoint, rank=0, world_size=1) for run in runs]
         for step in STEPS:
             for tap in taps:
-                noisy_job.log_step(tap, step)
+                noisy_job.log_step(tap, step, beside=True)
             if step % 2:
                 assert all(tap.flush(timeout=40) for tap in taps), daemon.log
         assert all(tap.close(timeout=40) for tap in taps)
-        for run in RUNS:
+        for run in runs:
             wait_for(
-                lambda: read_logged(daemon.logdir / run).points() >= expected.points(),  # noqa: B023
+                lambda: (
+                    read_logged(daemon.logdir / run, beside=True).points()  # noqa: B023
+                    >= expected.points()
+                ),
                 f"all of {run}; its log:\n{daemon.log}",
             )
     end(daemon)
     print(f"ended with {statuses}; worker deaths: {daemon.log.count('its worker ended')}")
-    for run in RUNS:
-        assert_shown(daemon.logdir / run, expected)
+    for run in runs:
+        assert_shown(daemon.logdir / run, expected, beside=True)
     return statuses

@@ -19,7 +19,8 @@ from ranktapd.runs import Run, RunPlace
 from tests.support.crashing_worker import POISON
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import scalar_points
-from tests.support.ledger import read_run
+from tests.support.ledger import Contents
+from tests.support.shown import assert_shown
 from tests.support.waiting import wait_for
 
 DaemonStarter = Callable[..., DaemonProcess]
@@ -292,12 +293,10 @@ def test_a_batch_that_kills_its_worker_three_times_is_set_aside_and_all_others_a
     assert poisoned.close()
     assert other.close()
     assert daemon.stop() == 0
-    assert _points(daemon, "poisoned") == _logged(range(300))
-    assert _points(daemon, "other") == _logged(range(200))
-    pictures = read_run(Path(daemon.logdir) / "poisoned").pictures
-    assert {tag: [point[0] for point in points] for tag, points in pictures.items()} == {
-        "picture": [0, 1, 3, 4]
-    }
+    pictures = [(step, (64, 64, 3), bytes([step]) * (64 * 64 * 3)) for step in (0, 1, 3, 4)]
+    logged = Contents(scalars={"loss": _logged(range(300))}, pictures={"picture": pictures})
+    assert_shown(Path(daemon.logdir) / "poisoned", logged)
+    assert_shown(Path(daemon.logdir) / "other", Contents(scalars={"loss": _logged(range(200))}))
     (entry,) = _place(daemon, "poisoned").quarantine.iterdir()
     assert POISON.encode() in entry.read_bytes()
     assert str(_place(daemon, "poisoned").quarantine) in daemon.log

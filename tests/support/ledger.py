@@ -163,8 +163,9 @@ def _expect_beside(contents: Contents, world_size: int, step: int) -> None:
     for name in CURVES:
         values = [scalar(rank, step, name) for rank in range(world_size)]
         _note(contents.scalars, curve_key(name), (step, sum(values) / world_size))
-        _note(contents.scalars, curve_key(name, "min"), (step, min(values)))
-        _note(contents.scalars, curve_key(name, "max"), (step, max(values)))
+        if world_size > 1:
+            _note(contents.scalars, curve_key(name, "min"), (step, min(values)))
+            _note(contents.scalars, curve_key(name, "max"), (step, max(values)))
     if step % EMBEDDING_EVERY == 0:
         for rank in range(world_size):
             tag = shown_tag("points", rank).replace("/", "%2f")

@@ -20,15 +20,17 @@ def noise(rank: int, step: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng([rank, step]).integers(0, 256, NOISE_SHAPE, dtype=np.uint8)
 
 
-def log_step(tap: ranktap.Tap, step: int) -> None:
-    """Everything of this rank and step."""
+def log_step(tap: ranktap.Tap, step: int, *, beside: bool = False) -> None:
+    """Everything of this rank and step, on request with what goes to other files too."""
     ledger.log_step(tap, step)
     tap.image("noise", noise(tap.rank, step), step)
+    if beside:
+        ledger.log_beside(tap, step)
 
 
-def expected(world_size: int, steps: range) -> ledger.Contents:
+def expected(world_size: int, steps: range, *, beside: bool = False) -> ledger.Contents:
     """What TensorBoard must find."""
-    contents = ledger.expected_run(world_size, steps)
+    contents = ledger.expected_run(world_size, steps, beside=beside)
     for rank in range(world_size):
         contents.pictures[ledger.shown_tag("noise", rank)] = [
             (step, pixels.shape, pixels.tobytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -192,6 +193,19 @@ def test_sub_runs_of_the_logdir_itself_are_runs_in_it(tmp_path: Path) -> None:
     assert claim(tmp_path, "b") == "."
     assert claim(tmp_path, "c") is None
     assert claim(tmp_path, ".", "c") == "c"
+
+
+def test_a_claim_that_was_interrupted_behind_its_link_is_not_overwritten_by_the_next(
+    tmp_path: Path,
+) -> None:
+    assert claim(tmp_path, "a") is None
+    # What the same process leaves when it could not unlink it, or an earlier one of its number.
+    directory = tmp_path / "directories"
+    (directory / f".{os.getpid()}.partial").hardlink_to(directory / "a")
+    assert claim(tmp_path, "b") is None
+    assert claim(tmp_path, "a") is None
+    assert claim(tmp_path, "a/c") is None
+    assert (directory / "a").read_text() == "a"
 
 
 def test_a_directory_whose_name_no_file_can_have_is_claimed_too(tmp_path: Path) -> None:
