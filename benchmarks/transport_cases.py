@@ -18,10 +18,11 @@ from typing import Any, Final
 import numpy as np
 import zmq
 
+from benchmarks import tally
 from benchmarks.cases import Case, Figures
 from benchmarks.work import many
 from ranktap_wire import limits
-from ranktap_wire.journal import JournalWriter
+from ranktap_wire.journal import Entry, JournalReader, JournalWriter
 
 SLOTS: Final = 16
 GROUP_BYTES: Final = 8 * limits.MIB
@@ -36,12 +37,19 @@ def transports(directory: Path) -> Figures:
                 place = directory / f"{nbytes}-{journals}-{way}"
                 place.mkdir()
                 end = "to the journal" if journals else "handed over"
-                rate = _megabytes_per_s(way, nbytes, place, journals)
-                figures[f"{said}, {end}, {way}"] = rate
+                name, count = f"{said}, {end}, {way}", many(128, 16) * limits.MIB // nbytes
+                seconds, arrived = _hand_over(count, way, nbytes, place, journals)
+                if journals:
+                    arrived = _journaled(place / "journal", count, nbytes)
+                tally.read_back({name: count}, {name: arrived})
+                figures[name] = count * nbytes / seconds / 1e6
     return figures
 
 
-def _megabytes_per_s(way: str, nbytes: int, directory: Path, journals: bool) -> float:
+def _hand_over(
+    count: int, way: str, nbytes: int, directory: Path, journals: bool
+) -> tuple[float, int]:
+    """How many seconds that takes, and how many messages the consumer says it has taken."""
     endpoint = f"ipc://{directory}/socket"
     slots = shared_memory.SharedMemory(create=True, size=SLOTS * nbytes)
     arguments = (endpoint, slots.name if way != "ipc" else None, nbytes, directory, journals)
@@ -52,39 +60,46 @@ def _megabytes_per_s(way: str, nbytes: int, directory: Path, journals: bool) -> 
             dealer.connect(endpoint)
             dealer.send(b"is it there")
             dealer.recv()
-            rate = _produce(dealer, None if way == "ipc" else slots, nbytes)
+            seconds, arrived = _produce(dealer, count, None if way == "ipc" else slots, nbytes)
             dealer.send(b"end")
     finally:
         consumer.join()
         slots.close()
         slots.unlink()
-    return rate
+    return seconds, arrived
+
+
+def _journaled(directory: Path, count: int, nbytes: int) -> int:
+    """How many entries with so many bytes there are."""
+    reader = JournalReader(directory)
+    entries = reader.entries(count)
+    found = sum(isinstance(each, Entry) and len(each.frames[0]) == nbytes for each in entries)
+    reader.close()
+    return found
 
 
 def _produce(
-    dealer: zmq.Socket[bytes], slots: shared_memory.SharedMemory | None, nbytes: int
-) -> float:
-    """MB/s."""
+    dealer: zmq.Socket[bytes], count: int, slots: shared_memory.SharedMemory | None, nbytes: int
+) -> tuple[float, int]:
     tensor = np.random.default_rng(0).integers(0, 255, nbytes, np.uint8)
     # Memory that was used before on both ways.
     ring: Any = np.zeros(SLOTS * nbytes, np.uint8) if slots is None else slots.buf
     places = [np.frombuffer(ring, np.uint8, nbytes, slot * nbytes) for slot in range(SLOTS)]
     for place in places:
         place[...] = 1
-    count, under_way = many(128, 16) * limits.MIB // nbytes, 0
+    arrived = 0
     started = time.perf_counter()
     for number in range(count):
-        if under_way == SLOTS:
-            under_way -= int(dealer.recv())
+        if number - arrived == SLOTS:
+            arrived += int(dealer.recv())
         place = places[number % SLOTS]
         place[...] = tensor
         dealer.send(place if slots is None else b"%d" % (number % SLOTS), copy=slots is not None)
-        under_way += 1
-    while under_way:
-        under_way -= int(dealer.recv())
+    while arrived < count:
+        arrived += int(dealer.recv())
     seconds = time.perf_counter() - started
     del places, place
-    return count * nbytes / seconds / 1e6
+    return seconds, arrived
 
 
 def _consume(
