@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from ranktap_wire import frames
-from ranktap_wire.journal import Entry
 from ranktap_wire.messages import Source
 from ranktap_wire.records import STEP_MIN, Batch
+from ranktap_wire.segment import Entry
 from ranktap_wire.shown import LAYOUT_TAG
 from ranktapd import event_file
 from ranktapd.blob_windows import MergeWindows
