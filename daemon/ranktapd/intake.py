@@ -2,7 +2,8 @@
 
 A round takes everything that has arrived, up to a bound, appends it to the journals of
 its runs as one group each, syncs, and only then answers. So an acknowledgement says:
-on disk. A batch is accepted only when it follows its session's last one.
+on disk. A batch is accepted only when it follows its session's last one. Whether a session
+may open is decided in `admission`.
 
 Nothing here touches an event file.
 """
@@ -36,14 +37,14 @@ from ranktap_wire.messages import (
 from ranktap_wire.records import Buffer
 from ranktapd import __version__
 from ranktapd.access import Access
+from ranktapd.admission import Admission
 from ranktapd.config import Config
-from ranktapd.conflicts import Conflicts, job_of
 from ranktapd.crowd import GATHER_S, Crowd
-from ranktapd.entries import BatchAccepted, BatchRefused, JobMoved, SessionGone
+from ranktapd.entries import BatchAccepted, BatchRefused, SessionGone
 from ranktapd.log_budget import LogBudget
 from ranktapd.pace import Rates
-from ranktapd.probes import Refusal, answer_to, refusal
-from ranktapd.runs import Run, RunPlace
+from ranktapd.probes import answer_to
+from ranktapd.runs import Run
 from ranktapd.sessions import Session
 from ranktapd.status import Metrics, Tally
 
@@ -92,11 +93,9 @@ class Intake:
         config: Config,
         access: Access | None = None,
     ) -> None:
-        self._access = access
-        self._key_changes = 0
+        self._admission = Admission(runs, run_of, metrics, config, access)
         self._router = router
         self._runs = runs
-        self._run_of = run_of
         self._committed = committed
         self._metrics = metrics
         self._sessions: dict[bytes, tuple[Run, Session]] = {}
@@ -104,7 +103,6 @@ class Intake:
         self._sender: zmq.Frame | None = None
         """The first frame of the message in hand, which knows where it came from."""
         self._log = LogBudget()
-        self._conflicts = Conflicts()
         self._crowd = Crowd()
         self._interval_s: float | None = None
         """How long clients are asked to collect, see `Crowd`."""
@@ -126,6 +124,7 @@ class Intake:
     def configure(self, config: Config) -> None:
         """Keep to these settings from now on."""
         self._config = config
+        self._admission.configure(config)
         self._rates = Rates(config.max_session_batches_per_s, config.max_session_bytes_per_s)
         for run in self._runs.values():
             run.limit_tags(config.max_run_tags)
@@ -271,7 +270,7 @@ class Intake:
             self._hello(peer, message)
             return
         if isinstance(message, Probe):
-            self._answer(peer, answer_to(message, self._refusal_now(message), time.time()))
+            self._probe(peer, message)
             return
         known = self._known(message.session, peer)
         if known is None:
@@ -301,9 +300,7 @@ class Intake:
             return
         user = _property(self._sender, "User-Id")
         try:
-            self._check_limits(hello, user)
-            run = self._run_for(hello)
-            self._check_key(run.place.name, user)
+            run = self._admission.run_for(hello, user, self._sessions)
         except FrameError as error:
             self._count_refused(error.code, peer, error.text)
             self._answer(peer, Error(error.code, error.text))
@@ -330,100 +327,24 @@ class Intake:
                 # No code that stops them: what is not over the limit is kept.
                 self._answer(session.peer, Error(Code.BUSY, text))
 
-    def _refusal_now(self, probe: Probe) -> Refusal | None:
-        """Why a hello for a probe's run would be refused. Nothing is counted, logged or opened."""
-        if probe.run is None:
-            return None
-        busy = "the daemon's disk is full" if self.full else self.full_runs.get(probe.run)
-        return refusal(
-            probe.run, _property(self._sender, "User-Id"), self._access, self._config,
-            sessions=len(self._sessions), runs=self._runs, busy=busy,
-        )  # fmt: skip
-
-    def _check_limits(self, hello: Hello, user: str) -> None:
-        """Raise FrameError when a session may not open. `user` is the key of its connection."""
-        self._check_key(hello.run, user)
-        most = self._config.max_sessions
-        if len(self._sessions) >= most and hello.session not in self._sessions:
-            self._metrics.limited.labels("max_sessions").inc()
-            raise FrameError(Code.BUSY, f"this ranktapd keeps {most} sessions (max_sessions)")
-
-    def _check_key(self, run: str, user: str) -> None:
-        """Raise FrameError when the key of a connection may not write to a run."""
-        if self._access is None or not user:
-            return
-        text = self._access.refusal(user, run)
-        if text is not None:
-            self._metrics.denied.labels("run").inc()
-            raise FrameError(Code.REFUSED, text)
-        if self._access.is_gone(user):
-            # It stays and asks again: a file that is being edited is gone for a moment.
-            self._metrics.denied.labels("key-gone").inc()
-            raise FrameError(Code.BUSY, "this daemon does not let its key in any more")
-
-    def _run_for(self, hello: Hello) -> Run:
-        """The run that a session is in: the one that it names, or, where two jobs have one name,
-        the second one's own.
-
-        Raises:
-            FrameError: it may not be in it, or not yet.
-        """
-        run = self._run_of(hello.run, hello.filename_suffix)
-        moved = run.sessions.moved.get(job_of(hello))
-        if moved is not None:
-            run = self._run_of(moved, hello.filename_suffix)
-        if run.is_replaced(hello.session):
-            raise FrameError(
-                Code.CONFLICT, f"another process has become rank {hello.rank} of run {hello.run!r}"
+    def _probe(self, peer: bytes, probe: Probe) -> None:
+        """Say whether a hello for a probe's run would be refused; nothing is counted or opened."""
+        refused = None
+        if probe.run is not None:
+            busy = "the daemon's disk is full" if self.full else self.full_runs.get(probe.run)
+            user = _property(self._sender, "User-Id")
+            refused = self._admission.refusal_now(
+                probe.run, user, sessions=len(self._sessions), busy=busy
             )
-        known = run.sessions.sessions.get(hello.session)
-        if moved is not None or (known is not None and not known.away):
-            return run
-        second = self._second_run(hello, run)
-        return run if second is None else self._run_of(second, hello.filename_suffix)
-
-    def _second_run(self, hello: Hello, run: Run) -> str | None:
-        """See `Conflicts.second_run`; told and journaled."""
-        job = job_of(hello)
-
-        def is_free(name: str) -> bool:
-            known = self._runs.get(name)
-            if known is not None:
-                # Its own already, when the entry below was lost with the daemon.
-                return any(each.job == job for each in known.sessions.sessions.values())
-            place = RunPlace.of(self._config.logdir, self._config.state, name)
-            return not place.state.exists() and not place.events.exists()
-
-        may_be_second = self._config.on_conflict == "suffix"
-        try:
-            second = self._conflicts.second_run(
-                hello, run.sessions.live(), time.monotonic(), is_free if may_be_second else None
-            )
-        except FrameError as error:
-            outcome = "wait" if error.code is Code.BUSY else "error"
-            self._metrics.conflicts.labels(outcome).inc()
-            raise
-        if second is not None:
-            self._metrics.conflicts.labels("suffix").inc()
-            logger.warning(
-                "two jobs use run %(run)r at the same time: the one that came second, on %(host)s, "
-                "is in run %(second)r",
-                {"run": hello.run, "host": hello.host, "second": second},
-            )  # fmt: skip
-            run.add(JobMoved(job, second))
-        return second
+        self._answer(peer, answer_to(probe, refused, time.time()))
 
     def recheck_keys(self) -> None:
         """Let sessions go whose key would not open them any more, when keys have changed."""
-        assert self._access is not None
-        if self._access.changes == self._key_changes:
+        if not self._admission.have_keys_changed():
             return
-        self._key_changes = self._access.changes
         for run, session in [*self._sessions.values()]:
             name = run.place.name
-            if session.user and (
-                self._access.is_gone(session.user) or self._access.refusal(session.user, name)
-            ):
+            if self._admission.is_shut_out(session.user, name):
                 logger.warning(
                     "run %(run)r: rank %(rank)d (process %(pid)d on %(host)s) is shut out: its key "
                     "is gone, or is for other runs now",

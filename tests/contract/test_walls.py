@@ -245,8 +245,9 @@ def test_delivery_is_pure() -> None:
     assert not [n for n in reached_from("ranktap_wire.delivery") if is_within(n, forbidden)]
 
 
-def test_the_intake_never_touches_an_event_file() -> None:
-    assert not [n for n in reached_from("ranktapd.intake") if is_within(n, EVENT_FILES)]
+@pytest.mark.parametrize("module", ["ranktapd.intake", "ranktapd.admission"])
+def test_the_intake_never_touches_an_event_file(module: str) -> None:
+    assert not [n for n in reached_from(module) if is_within(n, EVENT_FILES)]
 
 
 def test_nothing_is_pickled() -> None:

@@ -514,7 +514,7 @@ def test_a_daemon_that_keeps_no_more_runs_says_so(station: Station) -> None:
     def no_more(name: str, suffix: str) -> Run:
         raise FrameError(Code.LIMIT, "this ranktapd keeps 0 runs (max_runs)")
 
-    station.intake._run_of = no_more
+    station.intake._admission._run_of = no_more
     (refusal,) = station.hear(greeting())
     assert refusal == Error(Code.LIMIT, "this ranktapd keeps 0 runs (max_runs)")
     assert station.count("refused", code="limit") == 1
