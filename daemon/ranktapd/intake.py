@@ -41,9 +41,9 @@ from ranktapd.admission import Admission
 from ranktapd.config import Config
 from ranktapd.crowd import GATHER_S, Crowd
 from ranktapd.entries import BatchAccepted, BatchRefused, SessionGone
-from ranktapd.log_budget import LogBudget
 from ranktapd.pace import Rates
 from ranktapd.probes import answer_to
+from ranktapd.replies import Replies
 from ranktapd.runs import Run
 from ranktapd.sessions import Session
 from ranktapd.status import Metrics, Tally
@@ -100,9 +100,7 @@ class Intake:
         self._metrics = metrics
         self._sessions: dict[bytes, tuple[Run, Session]] = {}
         self._round = _Round()
-        self._sender: zmq.Frame | None = None
-        """The first frame of the message in hand, which knows where it came from."""
-        self._log = LogBudget()
+        self._replies = Replies(router, metrics)
         self._crowd = Crowd()
         self._interval_s: float | None = None
         """How long clients are asked to collect, see `Crowd`."""
@@ -151,7 +149,7 @@ class Intake:
             ]
             count += 1
             taken_bytes += sum(map(len, received))
-            self._sender = peer
+            self._replies.in_hand = peer
             self._take(peer.bytes, parts)
         self.commit()
         return count == ROUND_MESSAGES or taken_bytes >= ROUND_BYTES
@@ -188,16 +186,18 @@ class Intake:
         for run, session, sent in said.acks.values():
             if run.place.name in unsaved:
                 why = "disk is full" if self.failed is None else "disk fails"
-                self._answer(session.peer, Error(Code.BUSY, f"the daemon's {why}"))
+                self._replies.answer(session.peer, Error(Code.BUSY, f"the daemon's {why}"))
             else:
                 self._acknowledge(run, session, sent)
         for run, session in said.gaps.values():
             if run.place.name not in unsaved and session.missed:
                 last = session.pace.acknowledged = session.window.last
-                self._answer(session.peer, Error(Code.GAP, f"batch {last + 1} is missing", last))
+                self._replies.answer(
+                    session.peer, Error(Code.GAP, f"batch {last + 1} is missing", last)
+                )
         for run, peer, answer in said.answers:
             if run.place.name not in unsaved:
-                self._answer(peer, answer)
+                self._replies.answer(peer, answer)
         for run, session in [*self._early.values()]:
             self._acknowledge(run, session, None)
 
@@ -216,7 +216,7 @@ class Intake:
             # As late as can be: what is not said to have been here counts as having been under way.
             answer.held = time.monotonic() - session.last_heard
             answer.now = time.time()
-        self._answer(session.peer, answer)
+        self._replies.answer(session.peer, answer)
 
     def give_up_silent(self) -> None:
         """Let sessions go that were not heard of for too long."""
@@ -276,7 +276,7 @@ class Intake:
         if known is None:
             # Not logged: after a restart every client hears it once.
             self._metrics.refused.labels(str(Code.UNKNOWN_SESSION)).inc()
-            self._answer(peer, Error(Code.UNKNOWN_SESSION, "say hello first"))
+            self._replies.answer(peer, Error(Code.UNKNOWN_SESSION, "say hello first"))
             return
         run, session = known
         session.last_heard = time.monotonic()
@@ -296,14 +296,14 @@ class Intake:
     def _hello(self, peer: bytes, hello: Hello) -> None:
         if self.full:
             self._metrics.refused.labels(str(Code.BUSY)).inc()
-            self._answer(peer, Error(Code.BUSY, self._no_room))
+            self._replies.answer(peer, Error(Code.BUSY, self._no_room))
             return
-        user = _property(self._sender, "User-Id")
+        user = self._replies.user
         try:
             run = self._admission.run_for(hello, user, self._sessions)
         except FrameError as error:
-            self._count_refused(error.code, peer, error.text)
-            self._answer(peer, Error(error.code, error.text))
+            self._replies.refused(error.code, peer, error.text)
+            self._replies.answer(peer, Error(error.code, error.text))
             return
         for rival in run.rivals(hello):
             # What it still sends is answered with an error, not journaled for nobody.
@@ -325,18 +325,18 @@ class Intake:
         for session in run.sessions.live():
             for text in run.limits_met.values():
                 # No code that stops them: what is not over the limit is kept.
-                self._answer(session.peer, Error(Code.BUSY, text))
+                self._replies.answer(session.peer, Error(Code.BUSY, text))
 
     def _probe(self, peer: bytes, probe: Probe) -> None:
         """Say whether a hello for a probe's run would be refused; nothing is counted or opened."""
         refused = None
         if probe.run is not None:
             busy = "the daemon's disk is full" if self.full else self.full_runs.get(probe.run)
-            user = _property(self._sender, "User-Id")
+            user = self._replies.user
             refused = self._admission.refusal_now(
                 probe.run, user, sessions=len(self._sessions), busy=busy
             )
-        self._answer(peer, answer_to(probe, refused, time.time()))
+        self._replies.answer(peer, answer_to(probe, refused, time.time()))
 
     def recheck_keys(self) -> None:
         """Let sessions go whose key would not open them any more, when keys have changed."""
@@ -368,7 +368,7 @@ class Intake:
             # Its number does not count: the client holds it and will be asked for it.
             session.missed = True
             self._metrics.refused.labels(str(Code.BUSY)).inc()
-            self._answer(session.peer, Error(Code.BUSY, busy))
+            self._replies.answer(session.peer, Error(Code.BUSY, busy))
             return
         if verdict is Verdict.NEXT and not self._may_send(session, nbytes):
             session.missed = True
@@ -408,15 +408,15 @@ class Intake:
             if not pace.told:
                 pace.told = True
                 text = f"this rank sends more than it may ({limit}), and is slowed down"
-                self._count_refused(Code.BUSY, session.peer, text)
-                self._answer(session.peer, Error(Code.BUSY, text))
+                self._replies.refused(Code.BUSY, session.peer, text)
+                self._replies.answer(session.peer, Error(Code.BUSY, text))
         return True
 
     # -- what breaks the rules --------------------------------------------------------
 
     def _refuse(self, peer: bytes, parts: list[Buffer], error: FrameError) -> None:
         """Answer, count, and touch nothing else; a batch with a number counts as seen."""
-        self._count_refused(error.code, peer, error.text)
+        self._replies.refused(error.code, peer, error.text)
         known = self._known(frames.session_of(parts), peer)
         if known is not None and error.number is not None and not self.full:
             run, session = known
@@ -428,7 +428,7 @@ class Intake:
                 run.add_batch(session, words, [], error.number)
             if verdict is not Verdict.GAP:
                 self._round.acks.setdefault(session.opened.session, (run, session, None))
-        self._answer(peer, Error(error.code, error.text, error.number))
+        self._replies.answer(peer, Error(error.code, error.text, error.number))
 
     def _known(self, identity: bytes, peer: bytes) -> tuple[Run, Session] | None:
         """The session that said hello on this connection under that name."""
@@ -441,36 +441,3 @@ class Intake:
         if known is not None and known[0] is run:
             del self._sessions[session.opened.session]
             self._early.pop(session.opened.session, None)
-
-    def _count_refused(self, code: Code, peer: bytes, text: str) -> None:
-        self._metrics.refused.labels(str(code)).inc()
-        self._log.warning(
-            time.monotonic(),
-            "refused a message from %(address)s (peer %(peer)s): %(code)s: %(text)s",
-            {
-                "address": _property(self._sender, "Peer-Address") or "?", "peer": peer.hex(),
-                "code": str(code), "text": text[:200],
-            },
-        )  # fmt: skip
-
-    def _answer(self, peer: bytes, answer: DaemonMessage) -> None:
-        try:
-            self._router.send_multipart([peer, *frames.pack_answer(answer)], zmq.NOBLOCK)  # type: ignore[list-item]
-        except zmq.Again:
-            # It does not read. It will ask again, and is answered then.
-            return
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-
-
-def _property(frame: zmq.Frame | None, name: str) -> str:
-    """What libzmq knows of the connection that a frame came by; empty when nothing.
-
-    `User-Id` is the public key that was let in. `Peer-Address` is an IP address; over ipc
-    host:uid:gid:pid of the process.
-    """
-    try:
-        return str(frame.get(name)) if frame is not None else ""
-    except zmq.ZMQError:
-        return ""

@@ -35,7 +35,7 @@ MAY_IMPORT_ZMQ = {
     "ranktap.connection", "ranktapd.intake", "ranktapd.daemon", "ranktapd.status",
     # CURVE keys, and what a handshake with them comes to.
     "ranktapd.access", "ranktapd.keygen", "ranktapd.check", "ranktap.keys",
-    "ranktapd.listeners", "ranktapd.service_manager",
+    "ranktapd.listeners", "ranktapd.service_manager", "ranktapd.replies",
     "ranktap.probe",  # the doctor's look at a daemon: no session, nothing logged
     "ranktap.resend",  # sessions whose process is gone: a sender without an outbox and a thread
 }  # fmt: skip
@@ -245,7 +245,7 @@ def test_delivery_is_pure() -> None:
     assert not [n for n in reached_from("ranktap_wire.delivery") if is_within(n, forbidden)]
 
 
-@pytest.mark.parametrize("module", ["ranktapd.intake", "ranktapd.admission"])
+@pytest.mark.parametrize("module", ["ranktapd.intake", "ranktapd.admission", "ranktapd.replies"])
 def test_the_intake_never_touches_an_event_file(module: str) -> None:
     assert not [n for n in reached_from(module) if is_within(n, EVENT_FILES)]
 
