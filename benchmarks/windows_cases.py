@@ -15,9 +15,9 @@ from benchmarks import tally
 from benchmarks.cases import Case, Figures
 from benchmarks.work import many, timed
 from ranktap_wire import frames
-from ranktap_wire.journal import Entry, Position
 from ranktap_wire.limits import BATCH_INTERVAL_S
 from ranktap_wire.records import Across, Batch, Columns, byte_view
+from ranktap_wire.segment import Entry, Position
 from ranktapd.entries import BatchAccepted, RunBegins, SessionOpened, Words, pack_entry
 from ranktapd.fold import Fold
 from ranktapd.lateness import Lateness

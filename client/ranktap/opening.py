@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ranktap import about, embedded, ranks
+from ranktap.connection import answers
 from ranktap.job_daemon import JobDaemon
 from ranktap.keys import Address
-from ranktap.sender import answers
 from ranktap.tap import Tap
 from ranktap_wire import limits, places, rules
 from ranktap_wire.messages import Hello

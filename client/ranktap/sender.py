@@ -1,17 +1,14 @@
-"""The sender: one daemon thread that owns the socket, sends batches, and sends them again.
+"""The sender: one daemon thread that sends batches, and sends them again.
 
-    outbox --take--> batch --push--> Backlog --due--> DEALER ======> ranktapd
+    outbox --take--> batch --push--> Backlog --due--> Connection ==> ranktapd
                                       |   ^                             |
                                     spool +--- acknowledged(n) <- ack n +
 
 It wakes every 50 ms, or earlier when an answer, a megabyte of blobs, or a flush is
 there. What was logged becomes a batch then, or less often when the daemon asks for that.
 Nothing that happens here reaches the training thread: errors of the network are retried
-for ever, errors of the protocol are told to the logger and counted.
-
-libzmq reconnects by itself, but what its queue had accepted is lost with the peer,
-without an error. So its queue is kept short, everything is held until the daemon has
-it on disk, and a connection that does not answer is replaced by a new one.
+for ever, errors of the protocol are told to the logger and counted. Everything is held
+until the daemon has it on disk, as a connection may lose what it had taken.
 """
 
 from __future__ import annotations
@@ -19,22 +16,17 @@ from __future__ import annotations
 import logging
 import math
 import os
-import random
 import shlex
-import socket
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import zmq
 
 from ranktap import about, keys
 from ranktap.backlog import Backlog
-from ranktap.clock import Clock
+from ranktap.connection import Connection
 from ranktap.finite import FiniteWatch
 from ranktap.flushes import Flushes
+from ranktap.notices import Notices
 from ranktap.outbox import Outbox, Sealed
 from ranktap.pacing import Pacing
 from ranktap.spool import Spool
@@ -48,7 +40,6 @@ from ranktap_wire.messages import (
     Error,
     FrameError,
     Hello,
-    Source,
     Welcome,
 )
 from ranktap_wire.records import Buffer
@@ -61,19 +52,6 @@ without a daemon, thousands of tiny ones would take more memory than their recor
 BATCHES_A_TURN = 16
 """Then answers are read, whatever still waits: a loop that logs faster than batches are
 made must not keep acknowledgements from freeing memory."""
-PROBE_INTERVAL_S = 0.25
-"""How soon a batch that is not acknowledged is asked after: a restarted daemon answers
-that it does not know the session, and the 3 s of silence need not pass."""
-
-CLOCK_INTERVAL_S = 5.0
-"""How often a daemon is asked for its clock by a rank that has so much to send that it is not
-asked for anything else. Clocks drift by 75 us in that time."""
-
-REFUSED_RETRY_S = 30.0
-"""How soon a daemon that does not let this key in is tried again, give or take a half: a
-handshake costs it 4 ms, and a job may have thousands of ranks."""
-ANSWERS_S = 1.0
-"""For a socket of this machine: only one whose listener hangs takes longer than microseconds."""
 GOODBYE_S = limits.ANSWER_TIMEOUT_S + 2.0
 """How long a closed tap tries to say goodbye: a daemon that was started again is found after
 the time without an answer, and one that is embedded takes a second to start. Without a goodbye
@@ -85,17 +63,6 @@ SPOOL_INTERVAL_S = 1.0
 """Then a batch is made at the latest this long after its first record: a write and a sync."""
 SPOOL_RESERVE_S = 2.0
 """Of the time that `close` has, for writing out what is left; half of it, if that is less."""
-
-
-def answers(path: Path) -> bool:
-    """Whether someone listens on a socket of this machine."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(ANSWERS_S)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
 
 
 class Sender:
@@ -116,25 +83,24 @@ class Sender:
         locate: Callable[[], keys.Address],
         spool: Spool | None = None,
     ) -> None:
-        self._keys = keys.from_environment()
         # Has a thread rather than being one: Thread's own private names are many, and each
         # release has others.
         self._thread = threading.Thread(target=self._run, name="ranktap-sender", daemon=True)
         self._outbox = outbox
         self._hello = hello
-        self._locate = locate
         self._spool = spool
         self._backlog = Backlog(outbox, spool)
         self._flushes = Flushes(outbox, self._backlog)
+        self._notices = Notices()
+        self._connection = Connection(
+            hello, locate, self._backlog, self._notices, has_spool=spool is not None
+        )
         self._closing = threading.Event()
         self.stopped = threading.Event()
         """Set when the thread has ended, for whatever reason."""
         self._kept = threading.Event()
         """Set when the tap is closed and all that is left of it is in the spool."""
-        self._is_absent = False
-        """There is no daemon to be found, or one that does not take this session."""
-        self._heard_at = time.monotonic()
-        self._moved_at = self._heard_at
+        self._moved_at = time.monotonic()
         """When something was acknowledged, or nothing waited, for the last time."""
         self._next_keep_at = 0.0
         self._goodbye_until = math.inf
@@ -144,28 +110,11 @@ class Sender:
         self._is_woken = False
         """A byte is in the pipe, or is about to be."""
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._socket: zmq.Socket[bytes] | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._door: keys.Door | None = None
-        self._not_before = 0.0
-        """No connection before this: the last one was not let in."""
-        self._welcomed = False
         self._refused: set[int] = set()
         """Batches that break a rule; they are acknowledged like others, but were not kept."""
-        self._last_heard = 0.0
-        self._last_probe = 0.0
-        self._is_put_off = False
-        """The daemon has said that it does not take this session now."""
-        self._is_asked = False
-        """A beat has gone out, and no answer to one has come."""
-        self._clock = Clock()
         self._finite = FiniteWatch()
         self._pacing = Pacing()
-        self._blocked = False
         self._more = False
-        self._where = "the daemon"
-        self._bye_sent = False
-        self._told: set[str] = set()
 
     # -- called by other threads ------------------------------------------------------
 
@@ -226,11 +175,11 @@ class Sender:
 
     def _run(self) -> None:
         try:
-            self._context = zmq.Context()
+            self._connection.open()
             if self._hello.rank == 0:
                 about.add_commit(self._hello.about)
             self._prepare_spool()
-            self._connect()
+            self._connection.connect()
             while not self._finished():
                 self._turn()
         # A bug here must not end the training, and must not go unheard.
@@ -238,11 +187,10 @@ class Sender:
             logger.exception("ranktap: the sender failed; nothing more is logged by this rank")
         finally:
             self._outbox.close()
-            self._disconnect()
+            self._connection.disconnect()
             self._keep_rest()
             self._backlog.close()
-            if self._context is not None:
-                self._context.destroy(linger=0)
+            self._connection.close()
             self.stopped.set()
             self._flushes.give_up()
             os.close(self._wake_read)
@@ -259,35 +207,20 @@ class Sender:
         self._wait()
         self._receive()
         now = time.monotonic()
-        self._hear_door(now)
+        self._connection.hear_door(now)
         self._seal(now)
         self._keep(now)
         self._send()
-        self._flushes.settle(self._backlog.kept if self._is_silent(now) else 0)
-        self._probe(now)
-        if self._welcomed and self._hello.source is Source.BACKLOG and not self._backlog.is_on_disk:
-            self._say_hello()  # it has caught up
-        is_done = self._closing.is_set() and not self._outbox and not len(self._backlog)
-        if is_done and self._welcomed and not self._bye_sent:
-            self._bye_sent = self._send_control(frames.pack_bye(self._hello.session))
-        if now - self._last_heard > limits.ANSWER_TIMEOUT_S and now >= self._not_before:
-            if self._socket is not None and not self._is_put_off:
-                self._tell_once(
-                    "silent", "ranktap: no answer from %s; training goes on", self._where
-                )
-            self._connect()
+        self._flushes.settle(self._backlog.kept if self._connection.is_silent(now) else 0)
+        self._connection.probe(now, self._pacing.interval_s)
+        self._connection.say_caught_up()
+        if self._closing.is_set() and not self._outbox and not len(self._backlog):
+            self._connection.say_bye()
+        self._connection.renew_if_silent(now)
 
     def _wait(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._wake_read, zmq.POLLIN)
-        if self._socket is not None and self._awaits_answer():
-            events = zmq.POLLIN | (zmq.POLLOUT if self._blocked else 0)
-            poller.register(self._socket, events)
-        if self._door is not None:
-            poller.register(self._door.socket, zmq.POLLIN)
         pause_s = 0.0 if self._more else max(0.0, self._pacing.next_turn_at - time.monotonic())
-        ready = dict(poller.poll(math.ceil(pause_s * 1_000)))
-        if self._wake_read in ready:
+        if self._connection.wait(self._wake_read, pause_s, listens=self._awaits_answer()):
             os.read(self._wake_read, 4_096)
             # Behind the read: who finds it set has logged before what follows here looks.
             self._is_woken = False
@@ -299,85 +232,62 @@ class Sender:
         send it, and one soon after to hear that it has arrived.
         """
         return (
-            not self._welcomed
+            self._connection.awaits_answer
             or bool(self._flushes)
-            or self._is_asked  # a beat, whose round trip is measured
-            or self._blocked
             or self._closing.is_set()
             or self._backlog.held_bytes >= limits.BATCH_TARGET_BYTES
             or self._backlog.is_on_disk
         )
 
     def _receive(self) -> None:
-        while self._socket is not None:
-            try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                answer = frames.read_answer(parts)
-            except FrameError as error:
-                if error.code is Code.PROTOCOL:
-                    self._stop(error.text)
-                else:
-                    self._tell_once(
-                        "answer", "ranktap: %s said something else: %s", self._where, error
-                    )
-                continue
-            self._last_heard = self._heard_at = time.monotonic()
-            self._is_absent = False
-            self._hear(answer)
+        try:
+            while (answer := self._connection.receive()) is not None:
+                self._hear(answer)
+        except FrameError as error:
+            self._stop(error.text)
 
     def _hear(self, answer: DaemonMessage) -> None:
         match answer:
             case Welcome():
                 self._release(answer.last)
                 self._backlog.rewind()
-                self._welcomed = self._is_known = True
+                self._connection.welcome()
+                self._is_known = True
                 if self._spool is not None:
                     self._spool.reached = True
-                self._told -= {"silent", "door"}
                 self._pacing.asked(answer.interval)
-                self._last_probe = -math.inf
                 if answer.run is not None:
-                    self._tell_once(
+                    self._notices.tell_once(
                         "run", "ranktap: another job writes to run %r; this one is run %r",
                         self._hello.run, answer.run,
                     )  # fmt: skip
             case Ack():
                 self._pacing.asked(answer.interval)
                 if answer.sent is not None:
-                    self._hear_clock(answer.sent, answer)
-                if self._welcomed:
+                    self._connection.hear_clock(answer.sent, answer)
+                if self._connection.is_welcomed:
                     self._release(answer.number)
             case ByeAnswer():
                 self._said_goodbye = True
             case Error():
                 self._hear_error(answer)
 
-    def _hear_clock(self, sent: float, answer: Ack) -> None:
-        """Take the answer to a beat that was sent at that time."""
-        self._is_asked = False
-        now, wall = time.monotonic(), time.time()
-        if answer.now is not None and answer.held is not None:
-            self._clock.heard(sent, now, wall, answer.now, answer.held)
-
     def _hear_error(self, error: Error) -> None:
         if error.code == Code.UNKNOWN_SESSION:
             # Every message that it got before our hello is answered so; one hello serves all.
-            if self._welcomed:
-                self._say_hello()
+            if self._connection.is_welcomed:
+                self._connection.say_hello()
         elif error.code == Code.GAP and error.number is not None:
             self._release(error.number)
             self._backlog.rewind()
         elif error.number is not None:
             self._refused.add(error.number)
-            self._tell_once(error.text, "ranktap: ranktapd refused a batch: %s", error.text)
+            self._notices.tell_once(error.text, "ranktap: ranktapd refused a batch: %s", error.text)
         elif error.code in (Code.PROTOCOL, Code.REFUSED, Code.CONFLICT, Code.LIMIT):
             self._stop(error.text, is_replaced=error.code == Code.CONFLICT)
         else:
-            self._is_put_off = not self._welcomed
-            self._tell_once(error.text, "ranktap: ranktapd says: %s", error.text)
+            self._connection.put_off()
+            self._notices.tell_once(error.text, "ranktap: ranktapd says: %s", error.text)
 
     def _release(self, number: int) -> None:
         if number >= self._backlog.first_unacknowledged:
@@ -424,11 +334,7 @@ class Sender:
             try:
                 self._spool.prepare()
             except OSError as error:
-                self._tell_once("spool", "ranktap: the spool cannot be used yet: %s", error)
-
-    def _is_silent(self, now: float) -> bool:
-        """Whether there is no daemon, as far as is known."""
-        return self._is_absent or now - self._heard_at > limits.ANSWER_TIMEOUT_S
+                self._notices.tell_once("spool", "ranktap: the spool cannot be used yet: %s", error)
 
     def _keep(self, now: float) -> None:
         """Put on disk what has waited too long, and what memory should not hold."""
@@ -440,7 +346,7 @@ class Sender:
         elif (
             self._backlog.is_on_disk
             or self._backlog.is_too_large
-            or self._is_absent
+            or self._connection.is_absent
             or now - self._moved_at > SPOOL_AFTER_S
         ):
             self._backlog.keep(now, time.time())
@@ -462,126 +368,33 @@ class Sender:
     # -- out --------------------------------------------------------------------------
 
     def _send(self) -> None:
-        self._blocked = False
-        while self._welcomed and self._socket is not None:
+        connection = self._connection
+        connection.is_blocked = False
+        while connection.is_welcomed:
             now = time.monotonic()
             numbered = self._backlog.due(now)
             if numbered is None:
                 return
-            parts = self._frames_of(numbered.number, numbered.batch, now)
-            try:
-                # pyzmq copies frames under 64 KiB and refers to larger ones.
-                self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)  # type: ignore[arg-type]
-            except zmq.Again:
+            if not connection.send(self._frames_of(numbered.number, numbered.batch, now)):
                 self._backlog.unsend()
-                self._blocked = True
                 return
 
     def _frames_of(self, number: int, item: Sealed | Loaded, now: float) -> list[Buffer]:
         if isinstance(item, Loaded):
             return item.parts
-        item.batch.clock = self._clock.estimate(now)
+        item.batch.clock = self._connection.clock.estimate(now)
         return frames.pack_batch(self._hello.session, number, item.batch)
 
-    def _send_control(self, parts: list[Any]) -> bool:
-        try:
-            if self._socket is not None:
-                self._socket.send_multipart(parts, zmq.NOBLOCK)
-                return True
-        except zmq.Again:
-            self._blocked = True
-        return False
-
-    def _probe(self, now: float) -> None:
-        """Say that we are there, and ask whether the daemon is."""
-        if not self._welcomed:
-            return
-        silence = now - max(self._last_heard, self._last_probe)
-        # Where many send, acknowledgements take longer, and beats would be most of what is sent.
-        probe_s = max(PROBE_INTERVAL_S, min(self._pacing.interval_s, limits.BEAT_INTERVAL_S))
-        is_silent = silence > (probe_s if len(self._backlog) else limits.BEAT_INTERVAL_S)
-        if is_silent or now - self._last_probe > CLOCK_INTERVAL_S:
-            self._last_probe = now
-            self._is_asked = self._send_control(frames.pack_beat(self._hello.session, now))
-
-    # -- the connection ---------------------------------------------------------------
-
-    def _connect(self) -> None:
-        self._disconnect()
-        self._last_heard = time.monotonic()
-        try:
-            address = self._locate()
-        except OSError as error:
-            self._is_absent = True
-            self._tell_once("locate", "ranktap: %s; training goes on", error)
-            return
-        self._where = address.endpoint
-        # Nobody listens: with a spool that need not be waited for. libzmq goes on trying.
-        path = self._where.removeprefix("ipc://")
-        self._is_absent = (
-            self._spool is not None and path != self._where and not answers(Path(path))
-        )
-        assert self._context is not None
-        dealer = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        # Our own messages besides batches need a place too.
-        dealer.setsockopt(zmq.SNDHWM, limits.IN_FLIGHT_MESSAGES + 16)
-        dealer.setsockopt(zmq.RECONNECT_IVL, 50)
-        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
-        dealer.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
-        dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
-        if "[" in self._where:
-            dealer.setsockopt(zmq.IPV6, 1)
-        self._socket = dealer
-        if self._where.startswith("tcp://"):
-            self._door = keys.Door(dealer, self._where, address.keys or self._keys)
-        try:
-            dealer.connect(self._where)
-        except zmq.ZMQError as error:
-            self._disconnect()
-            self._tell_once("connect", "ranktap: %s: %s", self._where, error.strerror)
-            return
-        self._say_hello()
-
-    def _hear_door(self, now: float) -> None:
-        why = self._door.refusal() if self._door is not None else None
-        if why is not None:
-            self._tell_once("door", "ranktap: %s; training goes on, and it is tried again", why)
-            self._disconnect()
-            self._not_before = now + REFUSED_RETRY_S * random.uniform(0.5, 1.5)
-            self._last_heard = -math.inf  # then, and not after the time without an answer
-
-    def _say_hello(self) -> None:
-        self._welcomed = self._is_put_off = False
-        self._bye_sent = False
-        self._hello.first = self._backlog.first_unacknowledged
-        self._hello.source = Source.BACKLOG if self._backlog.is_on_disk else Source.LIVE
-        self._send_control(frames.pack_hello(self._hello))
-
-    def _disconnect(self) -> None:
-        self._welcomed = self._is_asked = False
-        self._backlog.rewind()
-        if self._door is not None:
-            self._door.close()
-            self._door = None
-        if self._socket is not None:
-            self._socket.close(linger=0)
-            self._socket = None
+    # -- the end ----------------------------------------------------------------------
 
     def _stop(self, reason: str, *, is_replaced: bool = False) -> None:
         """There is nothing to be had from this daemon."""
+        self._is_known = False
         if self._spool is not None and not is_replaced:
             logger.error("ranktap: %s; what this rank logs goes to the spool alone", reason)
-            self._is_known, self._is_absent, self._not_before = False, True, math.inf
-            self._disconnect()
+            self._connection.give_up()
             return
         logger.error("ranktap: %s; nothing more is logged by this rank", reason)
         self._outbox.close()
         self._closing.set()
-        self._is_known = False
-        self._disconnect()
-
-    def _tell_once(self, key: str, text: str, *values: object) -> None:
-        if key not in self._told and len(self._told) < 100:
-            self._told.add(key)
-            logger.warning(text, *values)
+        self._connection.disconnect()

@@ -25,9 +25,10 @@ from ranktap.spooled import (
     session_directory,
 )
 from ranktap_wire import limits
-from ranktap_wire.journal import JournalWriter, make_directory, segments
+from ranktap_wire.journal import JournalWriter, make_directory
 from ranktap_wire.messages import Hello
 from ranktap_wire.records import Batch, Buffer
+from ranktap_wire.segment import segments
 
 
 class Spool:

@@ -2,7 +2,7 @@
 
     DIR/.ranktap-spool                          says what DIR is
     DIR/<run>/00003-<session>/lock              held by the process that has the session in hand
-    DIR/<run>/00003-<session>/<n>.journal       segments, see ranktap_wire.journal
+    DIR/<run>/00003-<session>/<n>.journal       segments, see ranktap_wire.segment
     DIR/<run>/00003-<session>/reached           a daemon has welcomed it, at a sync
 
     entry    words, a msgpack map | frames of a message, as they travel
@@ -33,17 +33,10 @@ from typing import Any, Final
 import msgpack
 
 from ranktap_wire import frames, rules
-from ranktap_wire.journal import (
-    START,
-    Damage,
-    Entry,
-    JournalReader,
-    Position,
-    segment_path,
-    segments,
-)
+from ranktap_wire.journal import JournalReader
 from ranktap_wire.messages import FrameError, Hello
 from ranktap_wire.records import Batch, Buffer, byte_view
+from ranktap_wire.segment import START, Damage, Entry, Position, segment_path, segments
 
 MARKER: Final = ".ranktap-spool"
 LOCK: Final = "lock"

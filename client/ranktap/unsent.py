@@ -23,8 +23,9 @@ from ranktap.spooled import (
     remove_directory,
     session_directories,
 )
-from ranktap_wire.journal import Cut, JournalError, JournalWriter, segment_path, segments
+from ranktap_wire.journal import Cut, JournalError, JournalWriter
 from ranktap_wire.messages import Hello
+from ranktap_wire.segment import segment_path, segments
 
 RANKS_NAMED = 8
 """In a message, at most."""

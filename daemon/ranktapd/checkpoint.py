@@ -27,16 +27,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgpack
 
-from ranktap_wire.journal import (
-    START,
-    Damage,
-    JournalReader,
-    Position,
-    make_directory,
-    segment_path,
-    segments,
-    sync_directory,
-)
+from ranktap_wire.journal import JournalReader, make_directory, sync_directory
+from ranktap_wire.segment import START, Damage, Position, segment_path, segments
 from ranktapd.durable_files import replace_file
 from ranktapd.entries import RunBegins, read_entry
 from ranktapd.fold import Fold

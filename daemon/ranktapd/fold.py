@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from ranktap_wire import frames
-from ranktap_wire.journal import Entry
 from ranktap_wire.messages import Source
 from ranktap_wire.records import STEP_MIN, Batch
+from ranktap_wire.segment import Entry
 from ranktap_wire.shown import LAYOUT_TAG
 from ranktapd import event_file
 from ranktapd.blob_windows import MergeWindows
@@ -68,6 +68,8 @@ class Fold:
         self._begins = RunBegins(0.0, "", 0, "")
         self._started = False
         self._sessions: dict[bytes, _Rank] = {}
+        self._sessions_of: Counter[int] = Counter()
+        """How many of them each rank has: asking all of them at each end would be quadratic."""
         self._behind: dict[bytes, Source] = {}
         """Sessions that send what was logged some time ago, and from where."""
         self._generation: set[bytes] = set()
@@ -75,7 +77,8 @@ class Fold:
         self._resumed_at: int | None = None
         self._max_step = 0
         self._max_wall = 0.0
-        self._gone_dropped = 0
+        self._dropped = 0
+        """By all sessions, those that are gone too."""
         self._written_dropped = 0
         self._written_late = 0
         # Not state: the group that is being fed, and what was told of.
@@ -192,7 +195,9 @@ class Fold:
             self._begin_again(words)
         self._generation.add(words.session)
         self._generation_ranks.add(words.rank)
-        self._sessions.setdefault(words.session, _Rank(words.rank))
+        if words.session not in self._sessions:
+            self._sessions[words.session] = _Rank(words.rank)
+            self._sessions_of[words.rank] += 1
         self._set_source(words.session, Source.LIVE)
         self._reports.opened(words)
         for windows in self._all_windows:
@@ -244,21 +249,20 @@ class Fold:
         if not words.final and self._behind.get(words.session) is Source.SPOOL:
             return  # its process is long gone; what is missing is on a disk, and comes later
         self._behind.pop(words.session, None)
+        others = self._sessions_of[session.rank] - 1
         if words.final:
             del self._sessions[words.session]
-            self._gone_dropped += session.dropped
-        if not any(
-            other.rank == session.rank
-            for identity, other in self._sessions.items()
-            if identity != words.session
-        ):
+            self._sessions_of[session.rank] = others
+        if not others:
             for windows in self._all_windows:
                 windows.gone(session.rank)
 
     # -- records ----------------------------------------------------------------------
 
     def _batch(self, entry: Entry, identity: bytes, session: _Rank, batch: Batch) -> None:
-        session.dropped = batch.dropped_scalars + batch.dropped_blobs
+        dropped = batch.dropped_scalars + batch.dropped_blobs
+        self._dropped += dropped - session.dropped
+        session.dropped = dropped
         self._reports.batch(session.rank, identity, batch)
         columns = batch.columns
         if columns is not None:
@@ -278,10 +282,9 @@ class Fold:
 
     def _write_counters(self) -> None:
         """What was lost, as series of the run: nobody looks for it in a log."""
-        dropped = self._gone_dropped + sum(rank.dropped for rank in self._sessions.values())
         late = sum(windows.late_total for windows in self._all_windows)
         for tag, count, written in (
-            ("ranktap/dropped", dropped, self._written_dropped),
+            ("ranktap/dropped", self._dropped, self._written_dropped),
             ("ranktap/late", late, self._written_late),
         ):
             if count != written:
@@ -291,13 +294,17 @@ class Fold:
                     np.array([self._max_wall]),
                     np.array([float(count)]),
                 )
-        self._written_dropped, self._written_late = dropped, late
+        self._written_dropped, self._written_late = self._dropped, late
 
     def _late_by_rank(self) -> dict[int, int]:
         late: Counter[int] = Counter()
         for windows in self._all_windows:
             late.update(windows.late_by_rank())
         return late
+
+    @property
+    def _open_dropped(self) -> int:
+        return sum(rank.dropped for rank in self._sessions.values())
 
     # -- snapshots --------------------------------------------------------------------
 
@@ -315,7 +322,7 @@ class Fold:
             "resumed_at": self._resumed_at,
             "max_step": self._max_step,
             "max_wall": self._max_wall,
-            "gone_dropped": self._gone_dropped,
+            "gone_dropped": self._dropped - self._open_dropped,
             "written_dropped": self._written_dropped,
             "written_late": self._written_late,
             "tags": self._tags.state(),
@@ -337,6 +344,7 @@ class Fold:
         fold._begins = RunBegins(*state["begins"])
         fold._started = state["started"]
         fold._sessions = {key: _Rank(rank, dropped) for key, rank, dropped in state["sessions"]}
+        fold._sessions_of = Counter(session.rank for session in fold._sessions.values())
         # Snapshots of before have no such sessions.
         fold._behind = {key: Source(source) for key, source in state.get("behind", ())}
         fold._generation = set(state["generation"])
@@ -344,7 +352,7 @@ class Fold:
         fold._resumed_at = state["resumed_at"]
         fold._max_step = state["max_step"]
         fold._max_wall = state["max_wall"]
-        fold._gone_dropped = state["gone_dropped"]
+        fold._dropped = state["gone_dropped"] + fold._open_dropped
         fold._written_dropped = state["written_dropped"]
         fold._written_late = state["written_late"]
         group, notices = fold._group, fold._notices

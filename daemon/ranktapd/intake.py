@@ -2,7 +2,8 @@
 
 A round takes everything that has arrived, up to a bound, appends it to the journals of
 its runs as one group each, syncs, and only then answers. So an acknowledgement says:
-on disk. A batch is accepted only when it follows its session's last one.
+on disk. A batch is accepted only when it follows its session's last one. Whether a session
+may open is decided in `admission`.
 
 Nothing here touches an event file.
 """
@@ -36,14 +37,14 @@ from ranktap_wire.messages import (
 from ranktap_wire.records import Buffer
 from ranktapd import __version__
 from ranktapd.access import Access
+from ranktapd.admission import Admission
 from ranktapd.config import Config
-from ranktapd.conflicts import Conflicts, job_of
 from ranktapd.crowd import GATHER_S, Crowd
-from ranktapd.entries import BatchAccepted, BatchRefused, JobMoved, SessionGone
-from ranktapd.log_budget import LogBudget
+from ranktapd.entries import BatchAccepted, BatchRefused, SessionGone
 from ranktapd.pace import Rates
-from ranktapd.probes import Refusal, answer_to, refusal
-from ranktapd.runs import Run, RunPlace
+from ranktapd.probes import answer_to
+from ranktapd.replies import Replies
+from ranktapd.runs import Run
 from ranktapd.sessions import Session
 from ranktapd.status import Metrics, Tally
 
@@ -92,19 +93,14 @@ class Intake:
         config: Config,
         access: Access | None = None,
     ) -> None:
-        self._access = access
-        self._key_changes = 0
+        self._admission = Admission(runs, run_of, metrics, config, access)
         self._router = router
         self._runs = runs
-        self._run_of = run_of
         self._committed = committed
         self._metrics = metrics
         self._sessions: dict[bytes, tuple[Run, Session]] = {}
         self._round = _Round()
-        self._sender: zmq.Frame | None = None
-        """The first frame of the message in hand, which knows where it came from."""
-        self._log = LogBudget()
-        self._conflicts = Conflicts()
+        self._replies = Replies(router, metrics)
         self._crowd = Crowd()
         self._interval_s: float | None = None
         """How long clients are asked to collect, see `Crowd`."""
@@ -126,6 +122,7 @@ class Intake:
     def configure(self, config: Config) -> None:
         """Keep to these settings from now on."""
         self._config = config
+        self._admission.configure(config)
         self._rates = Rates(config.max_session_batches_per_s, config.max_session_bytes_per_s)
         for run in self._runs.values():
             run.limit_tags(config.max_run_tags)
@@ -152,7 +149,7 @@ class Intake:
             ]
             count += 1
             taken_bytes += sum(map(len, received))
-            self._sender = peer
+            self._replies.in_hand = peer
             self._take(peer.bytes, parts)
         self.commit()
         return count == ROUND_MESSAGES or taken_bytes >= ROUND_BYTES
@@ -189,16 +186,18 @@ class Intake:
         for run, session, sent in said.acks.values():
             if run.place.name in unsaved:
                 why = "disk is full" if self.failed is None else "disk fails"
-                self._answer(session.peer, Error(Code.BUSY, f"the daemon's {why}"))
+                self._replies.answer(session.peer, Error(Code.BUSY, f"the daemon's {why}"))
             else:
                 self._acknowledge(run, session, sent)
         for run, session in said.gaps.values():
             if run.place.name not in unsaved and session.missed:
                 last = session.pace.acknowledged = session.window.last
-                self._answer(session.peer, Error(Code.GAP, f"batch {last + 1} is missing", last))
+                self._replies.answer(
+                    session.peer, Error(Code.GAP, f"batch {last + 1} is missing", last)
+                )
         for run, peer, answer in said.answers:
             if run.place.name not in unsaved:
-                self._answer(peer, answer)
+                self._replies.answer(peer, answer)
         for run, session in [*self._early.values()]:
             self._acknowledge(run, session, None)
 
@@ -217,7 +216,7 @@ class Intake:
             # As late as can be: what is not said to have been here counts as having been under way.
             answer.held = time.monotonic() - session.last_heard
             answer.now = time.time()
-        self._answer(session.peer, answer)
+        self._replies.answer(session.peer, answer)
 
     def give_up_silent(self) -> None:
         """Let sessions go that were not heard of for too long."""
@@ -271,13 +270,13 @@ class Intake:
             self._hello(peer, message)
             return
         if isinstance(message, Probe):
-            self._answer(peer, answer_to(message, self._refusal_now(message), time.time()))
+            self._probe(peer, message)
             return
         known = self._known(message.session, peer)
         if known is None:
             # Not logged: after a restart every client hears it once.
             self._metrics.refused.labels(str(Code.UNKNOWN_SESSION)).inc()
-            self._answer(peer, Error(Code.UNKNOWN_SESSION, "say hello first"))
+            self._replies.answer(peer, Error(Code.UNKNOWN_SESSION, "say hello first"))
             return
         run, session = known
         session.last_heard = time.monotonic()
@@ -297,16 +296,14 @@ class Intake:
     def _hello(self, peer: bytes, hello: Hello) -> None:
         if self.full:
             self._metrics.refused.labels(str(Code.BUSY)).inc()
-            self._answer(peer, Error(Code.BUSY, self._no_room))
+            self._replies.answer(peer, Error(Code.BUSY, self._no_room))
             return
-        user = _property(self._sender, "User-Id")
+        user = self._replies.user
         try:
-            self._check_limits(hello, user)
-            run = self._run_for(hello)
-            self._check_key(run.place.name, user)
+            run = self._admission.run_for(hello, user, self._sessions)
         except FrameError as error:
-            self._count_refused(error.code, peer, error.text)
-            self._answer(peer, Error(error.code, error.text))
+            self._replies.refused(error.code, peer, error.text)
+            self._replies.answer(peer, Error(error.code, error.text))
             return
         for rival in run.rivals(hello):
             # What it still sends is answered with an error, not journaled for nobody.
@@ -328,102 +325,26 @@ class Intake:
         for session in run.sessions.live():
             for text in run.limits_met.values():
                 # No code that stops them: what is not over the limit is kept.
-                self._answer(session.peer, Error(Code.BUSY, text))
+                self._replies.answer(session.peer, Error(Code.BUSY, text))
 
-    def _refusal_now(self, probe: Probe) -> Refusal | None:
-        """Why a hello for a probe's run would be refused. Nothing is counted, logged or opened."""
-        if probe.run is None:
-            return None
-        busy = "the daemon's disk is full" if self.full else self.full_runs.get(probe.run)
-        return refusal(
-            probe.run, _property(self._sender, "User-Id"), self._access, self._config,
-            sessions=len(self._sessions), runs=self._runs, busy=busy,
-        )  # fmt: skip
-
-    def _check_limits(self, hello: Hello, user: str) -> None:
-        """Raise FrameError when a session may not open. `user` is the key of its connection."""
-        self._check_key(hello.run, user)
-        most = self._config.max_sessions
-        if len(self._sessions) >= most and hello.session not in self._sessions:
-            self._metrics.limited.labels("max_sessions").inc()
-            raise FrameError(Code.BUSY, f"this ranktapd keeps {most} sessions (max_sessions)")
-
-    def _check_key(self, run: str, user: str) -> None:
-        """Raise FrameError when the key of a connection may not write to a run."""
-        if self._access is None or not user:
-            return
-        text = self._access.refusal(user, run)
-        if text is not None:
-            self._metrics.denied.labels("run").inc()
-            raise FrameError(Code.REFUSED, text)
-        if self._access.is_gone(user):
-            # It stays and asks again: a file that is being edited is gone for a moment.
-            self._metrics.denied.labels("key-gone").inc()
-            raise FrameError(Code.BUSY, "this daemon does not let its key in any more")
-
-    def _run_for(self, hello: Hello) -> Run:
-        """The run that a session is in: the one that it names, or, where two jobs have one name,
-        the second one's own.
-
-        Raises:
-            FrameError: it may not be in it, or not yet.
-        """
-        run = self._run_of(hello.run, hello.filename_suffix)
-        moved = run.sessions.moved.get(job_of(hello))
-        if moved is not None:
-            run = self._run_of(moved, hello.filename_suffix)
-        if run.is_replaced(hello.session):
-            raise FrameError(
-                Code.CONFLICT, f"another process has become rank {hello.rank} of run {hello.run!r}"
+    def _probe(self, peer: bytes, probe: Probe) -> None:
+        """Say whether a hello for a probe's run would be refused; nothing is counted or opened."""
+        refused = None
+        if probe.run is not None:
+            busy = "the daemon's disk is full" if self.full else self.full_runs.get(probe.run)
+            user = self._replies.user
+            refused = self._admission.refusal_now(
+                probe.run, user, sessions=len(self._sessions), busy=busy
             )
-        known = run.sessions.sessions.get(hello.session)
-        if moved is not None or (known is not None and not known.away):
-            return run
-        second = self._second_run(hello, run)
-        return run if second is None else self._run_of(second, hello.filename_suffix)
-
-    def _second_run(self, hello: Hello, run: Run) -> str | None:
-        """See `Conflicts.second_run`; told and journaled."""
-        job = job_of(hello)
-
-        def is_free(name: str) -> bool:
-            known = self._runs.get(name)
-            if known is not None:
-                # Its own already, when the entry below was lost with the daemon.
-                return any(each.job == job for each in known.sessions.sessions.values())
-            place = RunPlace.of(self._config.logdir, self._config.state, name)
-            return not place.state.exists() and not place.events.exists()
-
-        may_be_second = self._config.on_conflict == "suffix"
-        try:
-            second = self._conflicts.second_run(
-                hello, run.sessions.live(), time.monotonic(), is_free if may_be_second else None
-            )
-        except FrameError as error:
-            outcome = "wait" if error.code is Code.BUSY else "error"
-            self._metrics.conflicts.labels(outcome).inc()
-            raise
-        if second is not None:
-            self._metrics.conflicts.labels("suffix").inc()
-            logger.warning(
-                "two jobs use run %(run)r at the same time: the one that came second, on %(host)s, "
-                "is in run %(second)r",
-                {"run": hello.run, "host": hello.host, "second": second},
-            )  # fmt: skip
-            run.add(JobMoved(job, second))
-        return second
+        self._replies.answer(peer, answer_to(probe, refused, time.time()))
 
     def recheck_keys(self) -> None:
         """Let sessions go whose key would not open them any more, when keys have changed."""
-        assert self._access is not None
-        if self._access.changes == self._key_changes:
+        if not self._admission.have_keys_changed():
             return
-        self._key_changes = self._access.changes
         for run, session in [*self._sessions.values()]:
             name = run.place.name
-            if session.user and (
-                self._access.is_gone(session.user) or self._access.refusal(session.user, name)
-            ):
+            if self._admission.is_shut_out(session.user, name):
                 logger.warning(
                     "run %(run)r: rank %(rank)d (process %(pid)d on %(host)s) is shut out: its key "
                     "is gone, or is for other runs now",
@@ -447,7 +368,7 @@ class Intake:
             # Its number does not count: the client holds it and will be asked for it.
             session.missed = True
             self._metrics.refused.labels(str(Code.BUSY)).inc()
-            self._answer(session.peer, Error(Code.BUSY, busy))
+            self._replies.answer(session.peer, Error(Code.BUSY, busy))
             return
         if verdict is Verdict.NEXT and not self._may_send(session, nbytes):
             session.missed = True
@@ -487,15 +408,15 @@ class Intake:
             if not pace.told:
                 pace.told = True
                 text = f"this rank sends more than it may ({limit}), and is slowed down"
-                self._count_refused(Code.BUSY, session.peer, text)
-                self._answer(session.peer, Error(Code.BUSY, text))
+                self._replies.refused(Code.BUSY, session.peer, text)
+                self._replies.answer(session.peer, Error(Code.BUSY, text))
         return True
 
     # -- what breaks the rules --------------------------------------------------------
 
     def _refuse(self, peer: bytes, parts: list[Buffer], error: FrameError) -> None:
         """Answer, count, and touch nothing else; a batch with a number counts as seen."""
-        self._count_refused(error.code, peer, error.text)
+        self._replies.refused(error.code, peer, error.text)
         known = self._known(frames.session_of(parts), peer)
         if known is not None and error.number is not None and not self.full:
             run, session = known
@@ -507,7 +428,7 @@ class Intake:
                 run.add_batch(session, words, [], error.number)
             if verdict is not Verdict.GAP:
                 self._round.acks.setdefault(session.opened.session, (run, session, None))
-        self._answer(peer, Error(error.code, error.text, error.number))
+        self._replies.answer(peer, Error(error.code, error.text, error.number))
 
     def _known(self, identity: bytes, peer: bytes) -> tuple[Run, Session] | None:
         """The session that said hello on this connection under that name."""
@@ -520,36 +441,3 @@ class Intake:
         if known is not None and known[0] is run:
             del self._sessions[session.opened.session]
             self._early.pop(session.opened.session, None)
-
-    def _count_refused(self, code: Code, peer: bytes, text: str) -> None:
-        self._metrics.refused.labels(str(code)).inc()
-        self._log.warning(
-            time.monotonic(),
-            "refused a message from %(address)s (peer %(peer)s): %(code)s: %(text)s",
-            {
-                "address": _property(self._sender, "Peer-Address") or "?", "peer": peer.hex(),
-                "code": str(code), "text": text[:200],
-            },
-        )  # fmt: skip
-
-    def _answer(self, peer: bytes, answer: DaemonMessage) -> None:
-        try:
-            self._router.send_multipart([peer, *frames.pack_answer(answer)], zmq.NOBLOCK)  # type: ignore[list-item]
-        except zmq.Again:
-            # It does not read. It will ask again, and is answered then.
-            return
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-
-
-def _property(frame: zmq.Frame | None, name: str) -> str:
-    """What libzmq knows of the connection that a frame came by; empty when nothing.
-
-    `User-Id` is the public key that was let in. `Peer-Address` is an IP address; over ipc
-    host:uid:gid:pid of the process.
-    """
-    try:
-        return str(frame.get(name)) if frame is not None else ""
-    except zmq.ZMQError:
-        return ""

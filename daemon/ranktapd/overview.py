@@ -12,7 +12,7 @@ import os
 import time
 from typing import Any, Final
 
-from ranktap_wire.journal import Position, segment_path, segments
+from ranktap_wire.segment import Position, segment_path, segments
 from ranktapd import __version__
 from ranktapd.config import Config
 from ranktapd.lag import Lag

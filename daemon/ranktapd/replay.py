@@ -27,14 +27,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ranktap_wire import places, rules
-from ranktap_wire.journal import (
-    Damage,
-    JournalError,
-    JournalWriter,
-    Position,
-    segment_path,
-    segments,
-)
+from ranktap_wire.journal import JournalError, JournalWriter
+from ranktap_wire.segment import Damage, Position, segment_path, segments
 from ranktapd import checkpoint
 from ranktapd.checkpoint import RecoveryError, Standing
 from ranktapd.output import Output

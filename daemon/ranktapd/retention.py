@@ -32,7 +32,8 @@ from typing import Any, Final
 import msgpack
 
 from ranktap_wire import rules
-from ranktap_wire.journal import segment_path, segments, sync_directory, whole_segment
+from ranktap_wire.journal import sync_directory
+from ranktap_wire.segment import segment_path, segments, whole_segment
 from ranktapd.durable_files import replace_file
 from ranktapd.entries import SessionsSoFar, pack_entry
 

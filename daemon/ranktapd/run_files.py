@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ranktap_wire.journal import Position, make_directory
+from ranktap_wire.journal import make_directory
+from ranktap_wire.segment import Position
 from ranktapd import compaction, event_file
 from ranktapd.directories import claim
 from ranktapd.durable_files import replace_file

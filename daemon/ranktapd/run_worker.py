@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from ranktap_wire.journal import Damage, Entry, Position, segments
+from ranktap_wire.segment import Damage, Entry, Position, segments
 from ranktapd import checkpoint, logs
 from ranktapd.dirlock import FileLock, LockedError
 from ranktapd.output import Output

@@ -13,19 +13,15 @@ from pathlib import Path
 
 from ranktap_wire import limits, rules
 from ranktap_wire.journal import (
-    START,
-    Damage,
-    Entry,
     JournalError,
     JournalReader,
     JournalWriter,
-    Position,
     make_directory,
-    segments,
     sync_directory,
 )
 from ranktap_wire.messages import Code, FrameError, Hello
 from ranktap_wire.records import Buffer
+from ranktap_wire.segment import START, Damage, Entry, Position, segments
 from ranktapd.directories import claim
 from ranktapd.entries import (
     RunBegins,

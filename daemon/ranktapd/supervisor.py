@@ -33,7 +33,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ranktap_wire.journal import JournalError, Position
+from ranktap_wire.journal import JournalError
+from ranktap_wire.segment import Position
 from ranktapd.runs import Run
 from ranktapd.status import Metrics
 

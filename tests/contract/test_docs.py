@@ -150,7 +150,9 @@ def test_every_warning_and_error_of_the_daemon_is_in_the_docs() -> None:
     assert missing == [], "docs/operations.md, Messages, does not say what these mean"
 
 
-JOURNAL = "".join(text for path, text in SOURCES.items() if path.name == "journal.py")
+JOURNAL = "".join(
+    text for path, text in SOURCES.items() if path.name in ("journal.py", "segment.py")
+)
 
 
 # -- what the pages say of tests ----------------------------------------------------------

@@ -3,7 +3,7 @@
 Client and daemon are upgraded separately, and a daemon opens the journals of the release
 before it, so these bytes are a promise from the first release on. They are never made anew to
 make a test pass: when one fails, either the change is a mistake, or the layout is another one.
-Then it gets a new number (messages.PROTOCOL, journal.VERSION) and files of its own beside these.
+Then it gets a new number (messages.PROTOCOL, segment.VERSION) and files of its own beside these.
 
 Version 1 has not been released. Its layout changed twice after these bytes were first written,
 and they were written again: a record names its parts in a list, where it had a field for each
@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ranktap_wire import frames, journal
-from ranktap_wire.journal import JournalWriter, segment_path
+from ranktap_wire import frames, segment
+from ranktap_wire.journal import JournalWriter
 from ranktap_wire.messages import (
     PROTOCOL,
     Ack,
@@ -39,6 +39,7 @@ from ranktap_wire.messages import (
     Welcome,
 )
 from ranktap_wire.records import Across, Batch, Blob, Buffer, Columns, Kind, Style, scalar_code
+from ranktap_wire.segment import segment_path
 from ranktapd.entries import (
     BatchAccepted,
     BatchRefused,
@@ -259,7 +260,7 @@ def test_every_kind_of_record_is_in_the_batch_of_version_1() -> None:
 
 def test_there_is_no_golden_message_that_nobody_holds_against_the_code() -> None:
     assert [*MESSAGES] == [*FROM_CLIENT, *FROM_DAEMON]
-    assert (PROTOCOL, journal.VERSION) == (1, 1)
+    assert (PROTOCOL, segment.VERSION) == (1, 1)
 
 
 def test_a_segment_of_version_1_is_read_as_what_was_appended(tmp_path: Path) -> None:

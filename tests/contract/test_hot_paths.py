@@ -33,9 +33,9 @@ from ranktap.keys import Address
 from ranktap.outbox import Outbox, Sealed
 from ranktap.tap import Tap
 from ranktap_wire import frames
-from ranktap_wire.journal import Entry, Position
 from ranktap_wire.messages import Hello
 from ranktap_wire.records import Across, Batch, Blob, Buffer, Kind, byte_view
+from ranktap_wire.segment import Entry, Position
 from ranktapd.config import Config
 from ranktapd.entries import BatchAccepted, SessionOpened, Words, pack_entry
 from ranktapd.fold import Fold

@@ -32,10 +32,10 @@ MAY_IMPORT_TORCH = {
     "ranktap.demo_job",  # the training that `ranktap demo` shows: user code
 }  # fmt: skip
 MAY_IMPORT_ZMQ = {
-    "ranktap.sender", "ranktapd.intake", "ranktapd.daemon", "ranktapd.status",
+    "ranktap.connection", "ranktapd.intake", "ranktapd.daemon", "ranktapd.status",
     # CURVE keys, and what a handshake with them comes to.
     "ranktapd.access", "ranktapd.keygen", "ranktapd.check", "ranktap.keys",
-    "ranktapd.listeners", "ranktapd.service_manager",
+    "ranktapd.listeners", "ranktapd.service_manager", "ranktapd.replies",
     "ranktap.probe",  # the doctor's look at a daemon: no session, nothing logged
     "ranktap.resend",  # sessions whose process is gone: a sender without an outbox and a thread
 }  # fmt: skip
@@ -200,11 +200,11 @@ def test_torch_is_imported_only_where_a_tensor_or_a_hook_needs_it() -> None:
 
 
 def test_sockets_are_opened_only_at_the_ends_of_the_wire() -> None:
-    assert importers_of("zmq") >= {"ranktap.sender", "ranktapd.intake"}
+    assert importers_of("zmq") >= {"ranktap.connection", "ranktapd.intake"}
     assert not {m for m in importers_of("zmq") if not is_within(m, MAY_IMPORT_ZMQ)}
 
 
-def test_sockets_of_the_operating_system_are_the_senders_too() -> None:
+def test_sockets_of_the_operating_system_are_the_connections_too() -> None:
     opening = {
         module
         for module, path in files_of_the_house().items()
@@ -213,7 +213,7 @@ def test_sockets_of_the_operating_system_are_the_senders_too() -> None:
         and ast.unparse(node.func) in ("socket.socket", "socket.create_connection", "socketpair")
     }
     # job_daemon looks for a port that is free; it sends nothing.
-    known = {"ranktap.sender", "ranktap.job_daemon"}
+    known = {"ranktap.connection", "ranktap.job_daemon"}
     assert opening == known | (opening & MAY_IMPORT_ZMQ)
 
 
@@ -245,8 +245,9 @@ def test_delivery_is_pure() -> None:
     assert not [n for n in reached_from("ranktap_wire.delivery") if is_within(n, forbidden)]
 
 
-def test_the_intake_never_touches_an_event_file() -> None:
-    assert not [n for n in reached_from("ranktapd.intake") if is_within(n, EVENT_FILES)]
+@pytest.mark.parametrize("module", ["ranktapd.intake", "ranktapd.admission", "ranktapd.replies"])
+def test_the_intake_never_touches_an_event_file(module: str) -> None:
+    assert not [n for n in reached_from(module) if is_within(n, EVENT_FILES)]
 
 
 def test_nothing_is_pickled() -> None:

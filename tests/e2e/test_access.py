@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 import ranktap
-from ranktap import sender
+from ranktap import connection
 from ranktap_wire import frames
 from ranktapd import keygen
 from ranktapd.log_budget import BURST_LINES
@@ -208,7 +208,7 @@ def test_a_key_for_some_runs_is_refused_for_others_with_a_word_why(
 def test_a_key_that_is_added_lets_a_waiting_tap_in_with_all_that_it_has(
     guarded: Guarded, use_key: UseKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "REFUSED_RETRY_S", 0.2)
+    monkeypatch.setattr(connection, "REFUSED_RETRY_S", 0.2)
     guarded.keygen("late")
     allowed = guarded.directory / "clients" / "late.toml"
     text = allowed.read_text()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ranktap
-from ranktap_wire.journal import segment_path, segments
+from ranktap_wire.segment import segment_path, segments
 from ranktapd import cli
 from ranktapd import replay as replay_module
 from ranktapd.runs import RunPlace

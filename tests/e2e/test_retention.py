@@ -16,8 +16,8 @@ import zmq
 
 import ranktap
 from ranktap_wire import frames
-from ranktap_wire.journal import segments
 from ranktap_wire.messages import Ack, ByeAnswer, Welcome
+from ranktap_wire.segment import segments
 from ranktapd import cli
 from ranktapd.retention import FinishedRuns, Rest
 from ranktapd.runs import Run, RunPlace

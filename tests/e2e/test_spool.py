@@ -19,7 +19,7 @@ import pytest
 
 import ranktap
 from ranktap.outbox import COLUMN_ROW_BYTES, ROW_BYTES
-from ranktap_wire.journal import segments
+from ranktap_wire.segment import segments
 from tests.support.daemons import DaemonProcess
 from tests.support.event_files import accumulate, event_files, events, scalar_points
 from tests.support.kept_running import end

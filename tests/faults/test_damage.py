@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ranktap_wire.journal import segment_path
+from ranktap_wire.segment import segment_path
 from ranktapd.entries import BatchAccepted, SessionGone, read_entry
 from ranktapd.runs import Run, RunPlace
 from tests.support import folding, messages

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ranktap_wire import frames
-from ranktap_wire.journal import JournalWriter, segment_path
+from ranktap_wire.journal import JournalWriter
 from ranktap_wire.messages import Ack, ByeAnswer, Code, Error, Welcome
 from ranktap_wire.records import Batch, Kind
+from ranktap_wire.segment import segment_path
 from ranktapd.entries import (
     BatchAccepted,
     BatchRefused,

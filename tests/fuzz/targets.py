@@ -23,17 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from ranktap_wire import frames, rules
-from ranktap_wire.journal import (
-    START,
-    Damage,
-    Entry,
-    JournalError,
-    JournalReader,
-    JournalWriter,
-    segment_path,
-)
+from ranktap_wire.journal import JournalError, JournalReader, JournalWriter
 from ranktap_wire.messages import BatchMessage, Beat, Bye, Code, Error, FrameError, Frames, Hello
 from ranktap_wire.records import Batch
+from ranktap_wire.segment import START, Damage, Entry, segment_path
 from ranktapd.entries import BatchAccepted, RunBegins, SessionOpened, pack_entry, read_entry
 from ranktapd.fold import Fold
 from tests.support import messages

@@ -17,15 +17,8 @@ import pytest
 
 from ranktap_wire import journal
 from ranktap_wire.checksum import crc32c
-from ranktap_wire.journal import (
-    START,
-    JournalError,
-    JournalReader,
-    JournalWriter,
-    Position,
-    segment_path,
-    segments,
-)
+from ranktap_wire.journal import JournalError, JournalReader, JournalWriter
+from ranktap_wire.segment import START, Position, segment_path, segments
 from tests.support.journals import Read, read_journal, read_on
 
 ROUNDS = 250

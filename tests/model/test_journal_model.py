@@ -29,15 +29,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ranktap_wire.journal import (
-    START,
-    JournalError,
-    JournalFullError,
-    JournalReader,
-    JournalWriter,
-    Position,
-    segments,
-)
+from ranktap_wire.journal import JournalError, JournalFullError, JournalReader, JournalWriter
+from ranktap_wire.segment import START, Position, segments
 from tests.support.journals import read_journal, read_on
 
 GROUPS = st.lists(st.sampled_from([0, 1, 8, 50, 200]), min_size=1, max_size=4)

@@ -15,8 +15,8 @@ import sys
 from typing import Any
 
 from ranktap_wire import frames
-from ranktap_wire.journal import Entry
 from ranktap_wire.records import Batch, Kind
+from ranktap_wire.segment import Entry
 from ranktapd import cli, daemon, drawing, entries, fold, run_worker
 
 POISON = "poison"

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 import ranktap
-from ranktap_wire.journal import START, Damage, Entry, JournalReader, JournalWriter
+from ranktap_wire.journal import JournalReader, JournalWriter
+from ranktap_wire.segment import START, Damage, Entry
 from ranktapd import event_file
 from ranktapd.entries import SessionsSoFar, WindowsExpired, pack_entry, read_entry
 from ranktapd.run_worker import RunWorker

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ranktap_wire.journal import START, Damage, JournalReader, Position
+from ranktap_wire.journal import JournalReader
+from ranktap_wire.segment import START, Damage, Position
 
 
 @dataclass

@@ -10,8 +10,8 @@ import pytest
 from tensorboard.compat.proto.event_pb2 import Event
 
 from ranktap_wire import frames
-from ranktap_wire.journal import Entry, Position
 from ranktap_wire.records import Across, Batch, Blob, Buffer, Columns, Style, byte_view, scalar_code
+from ranktap_wire.segment import Entry, Position
 from ranktapd import event_file, scalars
 from ranktapd.entries import (
     BatchAccepted,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import zmq
 
-from ranktap_wire import frames, journal, limits
-from ranktap_wire.journal import JournalError, segment_path, segments
+from ranktap_wire import frames, limits
+from ranktap_wire.journal import JournalError
 from ranktap_wire.messages import (
     Ack,
     ByeAnswer,
@@ -28,6 +28,7 @@ from ranktap_wire.messages import (
     Welcome,
 )
 from ranktap_wire.records import Batch, Buffer
+from ranktap_wire.segment import START, segment_path, segments
 from ranktapd import __version__, crowd, log_budget, pace, sessions
 from ranktapd import intake as intake_module
 from ranktapd.config import Config
@@ -513,7 +514,7 @@ def test_a_daemon_that_keeps_no_more_runs_says_so(station: Station) -> None:
     def no_more(name: str, suffix: str) -> Run:
         raise FrameError(Code.LIMIT, "this ranktapd keeps 0 runs (max_runs)")
 
-    station.intake._run_of = no_more
+    station.intake._admission._run_of = no_more
     (refusal,) = station.hear(greeting())
     assert refusal == Error(Code.LIMIT, "this ranktapd keeps 0 runs (max_runs)")
     assert station.count("refused", code="limit") == 1
@@ -897,7 +898,7 @@ def test_a_segment_whose_beginning_is_damaged_is_helped_by_the_one_before(
     station.hear(batch(2))
     run.journal._segment_bytes = 1 << 20
     station.hear(batch(3))
-    flip_bit(run.journal.path, journal.START.offset + 40, 0)
+    flip_bit(run.journal.path, START.offset + 40, 0)
     station.restart()
     assert "entries 4 to 4 are damaged" in caplog.text
     assert station.hear(greeting(first=1)) == [welcome(3)]
@@ -912,7 +913,7 @@ def test_a_run_whose_last_group_was_all_that_was_left_and_is_damaged_goes_on(
     station.hear(batch(1))
     # Workers have written all before it, and it is gone from the disk.
     segment_path(run.place.journal, 1).unlink()
-    flip_bit(run.journal.path, journal.START.offset + 40, 0)
+    flip_bit(run.journal.path, START.offset + 40, 0)
     station.restart()
     assert station.runs["run"].journal.cut is not None
     assert station.hear(greeting(first=2)) == [welcome(1)]

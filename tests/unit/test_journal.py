@@ -16,18 +16,8 @@ from hypothesis import strategies as st
 
 from ranktap_wire import journal, limits
 from ranktap_wire.checksum import crc32c
-from ranktap_wire.journal import (
-    START,
-    JournalError,
-    JournalFullError,
-    JournalReader,
-    JournalWriter,
-    Position,
-    pack_frames,
-    segment_path,
-    segments,
-    unpack_frames,
-)
+from ranktap_wire.journal import JournalError, JournalFullError, JournalReader, JournalWriter
+from ranktap_wire.segment import START, Position, pack_frames, segment_path, segments, unpack_frames
 from tests.support.journals import Read, flip_bit, read_journal, read_on
 
 HEADER_BYTES = START.offset

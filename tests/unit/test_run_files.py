@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ranktap_wire.journal import Position
 from ranktap_wire.messages import Code, FrameError
+from ranktap_wire.segment import Position
 from ranktapd import run_files
 from ranktapd.directories import claim
 from ranktapd.entries import RunBegins

@@ -9,8 +9,8 @@ import pytest
 from ranktap.spool import Spool
 from ranktap.spooled import MARKER, SpoolError, session_directories
 from ranktap.unsent import UnsentSession, find_sessions, lives_of, open_session, ranks_text
-from ranktap_wire.journal import segments
 from ranktap_wire.messages import Hello
+from ranktap_wire.segment import segments
 from tests.unit.test_backlog import batch, number_in
 
 

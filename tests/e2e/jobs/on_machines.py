@@ -25,6 +25,6 @@ for _ in sys.stdin:
     for _ in range(5):
         tap.scalar("x", 4.0**tap.rank, step)
         step += 1
-    print(tap.flush(timeout=30), tap._sender._where.partition("://")[0], flush=True)
+    print(tap.flush(timeout=30), tap._sender._connection.where.partition("://")[0], flush=True)
 print(tap.close(timeout=30), "", flush=True)
 dist.destroy_process_group()
