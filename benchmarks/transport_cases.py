@@ -22,7 +22,8 @@ from benchmarks import tally
 from benchmarks.cases import Case, Figures
 from benchmarks.work import many
 from ranktap_wire import limits
-from ranktap_wire.journal import Entry, JournalReader, JournalWriter
+from ranktap_wire.journal import JournalReader, JournalWriter
+from ranktap_wire.segment import Entry
 
 SLOTS: Final = 16
 GROUP_BYTES: Final = 8 * limits.MIB
