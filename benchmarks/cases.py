@@ -89,6 +89,16 @@ def loops_us(call: Callable[[int], object], flush: Callable[[], object], count: 
 # -- in the training thread ---------------------------------------------------------------
 
 
+COPY = "paced, a copy of it alone"
+"""What no snapshot can be below."""
+
+
+def copy_us(array: np.ndarray[Any, Any], count: int) -> float:
+    """Microseconds of a copy into memory that was used before, paced."""
+    used = np.ones_like(array)
+    return per_call_us(lambda i: np.copyto(used, array), count, burst=1)
+
+
 class Empty:
     """What no method of Python can be below."""
 
@@ -127,6 +137,7 @@ def image_calls_ranktap(directory: Path) -> Figures:
     tap.image("warm-up/first", picture, 0)  # the first call imports what it needs
     figures = loops_us(lambda i: tap.image("tight", picture, i), lambda: tap.flush(60), tight)
     figures["paced"] = per_call_us(lambda i: tap.image("paced", picture, i), paced, burst=1)
+    figures[COPY] = copy_us(picture, paced)
     tap.close(60)
     expect(directory, {"tight": 2 * tight, "paced": paced})
     return figures
@@ -147,6 +158,7 @@ def histogram_calls_ranktap(directory: Path) -> Figures:
     tap.histogram("warm-up/first", data, 0)  # the first call imports what it needs
     figures = loops_us(lambda i: tap.histogram("tight", data, i), lambda: tap.flush(60), tight)
     figures["paced"] = per_call_us(lambda i: tap.histogram("paced", data, i), paced, burst=1)
+    figures[COPY] = copy_us(data, paced)
     tap.close(60)
     expect(directory, {"tight": 2 * tight, "paced": paced})
     return figures
@@ -339,14 +351,14 @@ CASES = [
         "`image` of 3x512x512 uint8, in the training thread",
         {"ranktap": image_calls_ranktap, "torch": image_calls_torch},
         {"tight loop": ("times", 200), "paced": ("times", 200)},
-        {"first burst": "us", "tight loop": "us", "paced": "us"},
+        {"first burst": "us", "tight loop": "us", "paced": "us", COPY: "us"},
     ),
     Case(
         "histogram-call",
         "`histogram` of 1,000,000 float32, in the training thread",
         {"ranktap": histogram_calls_ranktap, "torch": histogram_calls_torch},
         {"tight loop": ("times", 30), "paced": ("times", 30)},
-        {"first burst": "us", "tight loop": "us", "paced": "us"},
+        {"first burst": "us", "tight loop": "us", "paced": "us", COPY: "us"},
     ),
     Case(
         "scalars-end-to-end",

@@ -151,7 +151,10 @@ class BaseTap(Closing):
             blob.parts[part] = np.empty(given.nbytes, np.uint8)
         late_values = () if late is None else late.values.values()
         nbytes, shown = self._check_record(blob, sub_run, [data, *parts.values(), *late_values])
-        if not (self._has_part(across) and self._accepts()):
+        # What is asked in them is mostly seen without a call, which is not free, see below.
+        if (self._inert or self._closed or across is Across.RANK0) and not (
+            self._has_part(across) and self._accepts()
+        ):
             return
         if shown is not None:
             self._kinds[shown] = shown_as(kind)

@@ -110,6 +110,9 @@ class Outbox:
         self._scalar_bytes = 0  # sealed columns, and scalars on their way from a device
         self._blob_bytes = 0
         self._sealed_blob_bytes = 0  # of them
+        self.pending_blob_bytes = 0
+        """Of blobs that wait to be taken; those that were taken and are not acknowledged do not
+        count."""
         self._taken = Mark(0, 0, 0)
         self._closed = False
         self._set_row_limit()
@@ -124,13 +127,14 @@ class Outbox:
             return len(self.tags) - 1
 
     def add_blob(
-        self, blob: Blob, arrived: Callable[[], bool] | None, at_least_bytes: int = 0
+        self, blob: Blob, arrived: Callable[[], bool] | None, nbytes: int | None = None
     ) -> bool:
         """Keep a blob; False when there is no room for it, and it was counted.
 
-        `at_least_bytes` is what it takes until it has arrived, when that is more.
+        `nbytes` is what its data takes, where the caller knows, or what it is made of as it
+        arrives, when that is more.
         """
-        nbytes = max(_blob_bytes(blob), at_least_bytes + BLOB_BYTES)
+        nbytes = _blob_bytes(blob) if nbytes is None else nbytes + BLOB_BYTES
         with self._lock:
             if not self._fits(nbytes):
                 self.dropped_blobs += 1
@@ -181,11 +185,6 @@ class Outbox:
     @property
     def dropped(self) -> int:
         return self.dropped_scalars + self.dropped_blobs
-
-    @property
-    def pending_blob_bytes(self) -> int:
-        """What waits to be taken; what was taken and is not acknowledged does not."""
-        return self._blob_bytes - self._sealed_blob_bytes
 
     @property
     def is_closed(self) -> bool:
@@ -260,6 +259,7 @@ class Outbox:
 
     def _update_row_limit(self) -> None:
         """The caller holds the lock."""
+        self.pending_blob_bytes = self._blob_bytes - self._sealed_blob_bytes
         if not self._closed:
             free = self.memory_bytes - self._scalar_bytes - self._blob_bytes
             self.row_limit = max(0, free // ROW_BYTES) * ROW_ITEMS

@@ -173,25 +173,35 @@ def describe(value: Any, name: str, dtypes: Collection[str] = REAL) -> Given:
             tensor without elements in memory (sparse, meta); the message names the argument
             `name` and what is allowed.
     """
-    if is_tensor(value):
-        torch = sys.modules["torch"]
-        dtype = _check_dtype(str(value.dtype).removeprefix("torch."), name, dtypes)
-        if value.layout != torch.strided or value.device.type == "meta":
-            raise TypeError(
-                f"{name}: expected a dense tensor with data, got {value.layout} on {value.device}"
-            )
-        nbytes = value.numel() * value.element_size()
-        return Given(value, name, dtype, tuple(value.shape), nbytes)
-    # Anything else may show an array that it goes on using.
-    is_own = isinstance(value, list | tuple | int | float)
-    if not isinstance(value, np.ndarray):
+    is_own = False
+    # The type first: what training calls runs on cold code, and each function of it counts.
+    if type(value) is not np.ndarray:
+        if is_tensor(value):
+            return _describe_tensor(value, name, dtypes)
+        # Anything else may show an array that it goes on using.
+        is_own = isinstance(value, list | tuple | int | float)
         try:
             value = np.asarray(value)
         # RuntimeError: a list of tensors that require gradients.
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name}: expected an array of numbers: {error}") from None
-    dtype = _check_dtype(_name_of(value.dtype), name, dtypes)
+    dtype = _name_of(value.dtype)
+    if dtype not in dtypes:
+        raise _other_dtype(dtype, name, dtypes)
     return Given(value, name, dtype, value.shape, value.nbytes, is_own)
+
+
+def _describe_tensor(value: Any, name: str, dtypes: Collection[str]) -> Given:
+    torch = sys.modules["torch"]
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in dtypes:
+        raise _other_dtype(dtype, name, dtypes)
+    if value.layout != torch.strided or value.device.type == "meta":
+        raise TypeError(
+            f"{name}: expected a dense tensor with data, got {value.layout} on {value.device}"
+        )
+    nbytes = value.numel() * value.element_size()
+    return Given(value, name, dtype, tuple(value.shape), nbytes)
 
 
 def convert(described: Described, dtype: str) -> Described:
@@ -303,7 +313,5 @@ def _name_of(dtype: np.dtype[Any]) -> str:
     return dtype.name
 
 
-def _check_dtype(dtype: str, name: str, allowed: Collection[str]) -> str:
-    if dtype not in allowed:
-        raise TypeError(f"{name}: expected elements of one of {', '.join(allowed)}, got {dtype}")
-    return dtype
+def _other_dtype(dtype: str, name: str, allowed: Collection[str]) -> TypeError:
+    return TypeError(f"{name}: expected elements of one of {', '.join(allowed)}, got {dtype}")

@@ -68,7 +68,8 @@ class UsedMemory:
             return np.empty(shape, dtype)
         size = -(-nbytes // ROUNDED_BYTES) * ROUNDED_BYTES
         with self._lock:
-            self._take_back()
+            if self._returned:
+                self._take_back()
             waiting = self._waiting.pop(size, None)
             if waiting:
                 memory = waiting.pop()

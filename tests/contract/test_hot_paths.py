@@ -179,8 +179,8 @@ def test_scalars_call_one_function_of_c_a_scalar(tap: Tap) -> None:
 def test_an_image_checks_only_what_is_new_and_copies_once(tap: Tap) -> None:
     tap.image("image", PICTURE, 0)
     calls = Calls(lambda: tap.image("image", PICTURE, 1))
-    hold("tap.image: functions of Python", calls.python, 28)
-    hold("tap.image: functions of C", calls.c.total(), 30)
+    hold("tap.image: functions of Python", calls.python, 21)
+    hold("tap.image: functions of C", calls.c.total(), 26)
     copies = peak_bytes(lambda: tap.image("image", PICTURE, 2)) / PICTURE.nbytes
     hold("tap.image: copies of the picture", copies, 1.02)
 
@@ -188,8 +188,8 @@ def test_an_image_checks_only_what_is_new_and_copies_once(tap: Tap) -> None:
 def test_a_histogram_checks_only_what_is_new_and_copies_once(tap: Tap) -> None:
     tap.histogram("weights", VALUES, 0)
     calls = Calls(lambda: tap.histogram("weights", VALUES, 1))
-    hold("tap.histogram: functions of Python", calls.python, 33)
-    hold("tap.histogram: functions of C", calls.c.total(), 33)
+    hold("tap.histogram: functions of Python", calls.python, 25)
+    hold("tap.histogram: functions of C", calls.c.total(), 27)
     copies = peak_bytes(lambda: tap.histogram("weights", VALUES, 2)) / VALUES.nbytes
     hold("tap.histogram: copies of the values", copies, 1.01)
 
