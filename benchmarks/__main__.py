@@ -37,6 +37,9 @@ def main() -> int:
     for case in cases:
         for side in registry.left_out(case, known):
             _tell(f"{case.name}: {side} is left out: not in {rivals.python} (make bench-rivals)")
+    if options.json:
+        # Now, and not when all has been measured.
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     planned = [*runner.turns(cases, options.rounds, known)]
     try:
         results = runner.run(
