@@ -15,15 +15,12 @@ import gc
 import itertools
 import os
 import secrets
-import sys
 import threading
 import tracemalloc
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +39,7 @@ from ranktapd.fold import Fold
 from ranktapd.intake import Intake
 from ranktapd.runs import Run, RunPlace
 from ranktapd.status import Metrics
+from tests.support.counted import Calls
 
 SESSION = bytes(16)
 PICTURE = np.zeros((3, 512, 512), np.uint8)
@@ -73,27 +71,6 @@ def fold() -> Iterator[Fold]:
         fold = Fold(executor)
         take_in(fold, 1, SessionOpened(SESSION, 0, 1, "host", 1, 1.0, None, 0))
         yield fold
-
-
-class Calls:
-    """Functions of Python, and of C, that ran in this thread."""
-
-    def __init__(self, act: Callable[[], object]) -> None:
-        self.python = 0
-        self.c: Counter[object] = Counter()
-        sys.setprofile(self._count)
-        try:
-            act()
-        finally:
-            sys.setprofile(None)
-        self.python -= 1  # `act` itself
-        del self.c[sys.setprofile]
-
-    def _count(self, frame: FrameType, event: str, function: Any) -> None:
-        if event == "call":
-            self.python += 1
-        elif event == "c_call":
-            self.c[function] += 1
 
 
 def peak_bytes(act: Callable[[], object]) -> int:
