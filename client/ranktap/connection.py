@@ -55,6 +55,21 @@ def answers(path: Path) -> bool:
     return True
 
 
+def dealer_for(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A socket for a session's messages to a daemon there, not connected yet."""
+    dealer = context.socket(zmq.DEALER)
+    dealer.setsockopt(zmq.LINGER, 0)
+    # Our own messages besides batches need a place too.
+    dealer.setsockopt(zmq.SNDHWM, limits.IN_FLIGHT_MESSAGES + 16)
+    dealer.setsockopt(zmq.RECONNECT_IVL, 50)
+    dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+    dealer.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
+    dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
+    if "[" in endpoint:
+        dealer.setsockopt(zmq.IPV6, 1)
+    return dealer
+
+
 class Connection:
     """What one session has to a daemon, at most one socket at a time. Not thread safe.
 
@@ -139,17 +154,7 @@ class Connection:
         path = self.where.removeprefix("ipc://")
         self.is_absent = self._has_spool and path != self.where and not answers(Path(path))
         assert self._context is not None
-        dealer = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        # Our own messages besides batches need a place too.
-        dealer.setsockopt(zmq.SNDHWM, limits.IN_FLIGHT_MESSAGES + 16)
-        dealer.setsockopt(zmq.RECONNECT_IVL, 50)
-        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
-        dealer.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
-        dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
-        if "[" in self.where:
-            dealer.setsockopt(zmq.IPV6, 1)
-        self._socket = dealer
+        self._socket = dealer = dealer_for(self._context, self.where)
         if self.where.startswith("tcp://"):
             self._door = keys.Door(dealer, self.where, address.keys or self._keys)
         try:

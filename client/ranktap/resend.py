@@ -19,6 +19,7 @@ from typing import Final
 import zmq
 
 from ranktap import keys
+from ranktap.connection import dealer_for
 from ranktap.spooled import Loaded
 from ranktap.unsent import UnsentSession
 from ranktap_wire import frames, limits
@@ -231,14 +232,7 @@ class Stream:
         except OSError as error:
             self.said = str(error)
             return
-        dealer = self._context.socket(zmq.DEALER)
-        dealer.linger = 0
-        dealer.setsockopt(zmq.SNDHWM, limits.IN_FLIGHT_MESSAGES + 16)
-        dealer.setsockopt(zmq.RECONNECT_IVL, 50)
-        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
-        if "[" in address.endpoint:
-            dealer.setsockopt(zmq.IPV6, 1)
-        self.socket = dealer
+        self.socket = dealer = dealer_for(self._context, address.endpoint)
         if address.endpoint.startswith("tcp://"):
             self.door = keys.Door(dealer, address.endpoint, address.keys or self._keys)
         try:

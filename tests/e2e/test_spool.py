@@ -213,6 +213,8 @@ def test_what_the_daemon_got_before_it_went_is_not_sent_again(
     daemon.kill()
     log(taps, range(100, 200))
     assert not any(tap.close() for tap in taps)
+    # This process goes on, and its senders have the spool in hand for a few seconds more.
+    assert all(tap._sender.stopped.wait(30) for tap in taps)
     assert len(left(spool)) == 4 * len(("lock", "segment"))
     daemon.start()
     # Nobody is missing that has logged something: they have reached a daemon before.
@@ -237,6 +239,7 @@ def test_a_job_that_was_started_again_is_sent_one_life_after_the_other(
             log(taps, steps)
             for tap in taps:
                 tap.close()
+                assert tap._sender.stopped.wait(30)
         if endpoint is not None:
             said = sync(spool, "--endpoint", daemon.endpoint)
             assert said.count("sent ranks 0, 1") == 2
@@ -257,6 +260,7 @@ def test_a_run_of_which_ranks_are_elsewhere_is_left_until_all_are_named(
     log(taps, range(200))
     for tap in taps:
         tap.close()
+        assert tap._sender.stopped.wait(30)
     daemon = start_daemon("--straggler-timeout", "0.2")
     said = sync(nodes[0], "--endpoint", daemon.endpoint, status=1)
     assert "ranks 2, 3 of 4 have nothing here" in said
