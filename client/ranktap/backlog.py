@@ -19,6 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from ranktap.notices import Notices
 from ranktap.outbox import Outbox, Sealed
 from ranktap.spool import Spool
 from ranktap.spooled import InUseError, Loaded, SpoolError
@@ -77,7 +78,7 @@ class Backlog:
         """The last batch that was read from the spool."""
         self._write_at = self._read_at = 0.0
         """Not before: the disk has failed."""
-        self._told: set[str] = set()
+        self._notices = Notices()
         self._lost = 0
 
     # -- how it stands ------------------------------------------------------------------
@@ -142,8 +143,7 @@ class Backlog:
             self._write_at = now + RETRY_S
             self._failed("takes", error)
         else:
-            if "takes" in self._told:
-                self._told.discard("takes")
+            if self._notices.forget("takes"):
                 logger.warning("ranktap: the spool takes batches again")
 
     def _write_window(self, spool: Spool, wall: float) -> None:
@@ -201,7 +201,9 @@ class Backlog:
         if spool.lost > self._lost:
             self._outbox.drop_blobs(spool.lost - self._lost)  # of so many records at least
             self._lost = spool.lost
-            self._tell_once("lost", "ranktap: a batch in %s is damaged and lost", spool.directory)
+            self._notices.tell_once(
+                "lost", "ranktap: a batch in %s is damaged and lost", spool.directory
+            )
 
     def unsend(self) -> None:
         """Take back the last `due()`: the socket did not accept it."""
@@ -233,7 +235,7 @@ class Backlog:
             spool.clear()
         except _FAILURES as error:
             # It takes room, and is sent a second time by whoever finds it; that is harmless.
-            self._tell_once("deletes", "ranktap: the spool: %s", error)
+            self._notices.tell_once("deletes", "ranktap: the spool: %s", error)
         if self.is_on_disk:
             return
         self._lost = 0
@@ -248,15 +250,10 @@ class Backlog:
             self._outbox.release(numbered.batch)
 
     def _failed(self, what: str, error: Exception) -> None:
-        self._tell_once(
+        self._notices.tell_once(
             what, "ranktap: the spool %s nothing: %s; memory alone holds what is logged",
             what, error,
         )  # fmt: skip
-
-    def _tell_once(self, key: str, text: str, *values: object) -> None:
-        if key not in self._told:
-            self._told.add(key)
-            logger.warning(text, *values)
 
     def close(self) -> None:
         """Let go of the disk."""

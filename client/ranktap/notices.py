@@ -22,6 +22,8 @@ class Notices:
             self._told.add(key)
             logger.warning(text, *values)
 
-    def forget(self, *keys: str) -> None:
-        """It is over: told again when it happens again."""
+    def forget(self, *keys: str) -> bool:
+        """It is over: told again when it happens again. Whether any of them had been told."""
+        known = not self._told.isdisjoint(keys)
         self._told.difference_update(keys)
+        return known
