@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +122,20 @@ def daemon_costs_torch(directory: Path) -> Figures:
 
 SCALARS, STEP_S = 50, 0.01
 """Of a step of the loop, of which there are a hundred a second."""
-BLOCK = 50
-"""Steps with, then as many without: the machine's speed drifts from second to second."""
+BLOCK = 10
+"""Steps with, and as many without: the machine's speed drifts from second to second."""
+PAUSE_S = 0.1
+"""Before each block, so that what the one before it left to be sent is not this one's."""
+_FOLLOWS = [number * 5 + 3 & 127 for number in range(128)]
 
 
 def _work(amount: int) -> int:
-    total = 0
-    for number in range(amount):
-        total += number * number & 7
-    return total
+    """Pure Python that makes no objects: where the interpreter puts new ones changes with all else
+    that the process does, and with it the speed of a loop, by 5 % to either side."""
+    number = 0
+    for _ in repeat(None, amount):
+        number = _FOLLOWS[number]
+    return number
 
 
 def _calibrated() -> int:
@@ -150,13 +156,14 @@ def slowed(log: Callable[[int], None]) -> Figures:
     The calls themselves are told apart from what the rest of the process does meanwhile, which
     is the sender: its turns at the interpreter's lock, and what they throw out of the caches.
     """
-    amount, blocks = _calibrated(), many(40, 4)
+    amount, blocks = _calibrated(), many(200, 4)
     times: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     in_calls: list[float] = []
     step = 0
     for number in range(blocks):
-        logs = number % 2 == 0
+        logs = number % 4 in (0, 3)  # with, without, without, with: drift counts on both sides
         calls = 0.0
+        time.sleep(PAUSE_S)
         began, began_cpu = time.perf_counter(), time.thread_time()
         for _ in range(many(BLOCK, 5)):
             _work(amount)
@@ -168,16 +175,15 @@ def slowed(log: Callable[[int], None]) -> Figures:
         times[logs].append((time.perf_counter() - began, time.thread_time() - began_cpu))
         if logs:
             in_calls.append(calls)
-        else:
-            time.sleep(0.1)  # what the block before left to be sent is not this one's
-    (clock, cpu), (clock_alone, cpu_alone) = (
-        [statistics.median(block[i] for block in times[logs]) for i in range(2)]
-        for logs in (True, False)
-    )
+    pairs = list(zip(times[True], times[False], strict=True))
     return {
-        "slower": (clock / clock_alone - 1) * 100,
-        "more CPU time of its thread": (cpu / cpu_alone - 1) * 100,
-        "of which in the calls": statistics.median(in_calls) / clock_alone * 100,
+        "slower": statistics.median((with_[0] / without[0] - 1) * 100 for with_, without in pairs),
+        "more CPU time of its thread": statistics.median(
+            (with_[1] / without[1] - 1) * 100 for with_, without in pairs
+        ),
+        "of which in the calls": statistics.median(
+            calls / without[0] * 100 for calls, (_, without) in zip(in_calls, pairs, strict=True)
+        ),
     }
 
 
@@ -189,7 +195,7 @@ def _slowed_ranktap(directory: Path, log_of: Callable[[Any], Callable[[int], Non
     tap = open_tap(directory)
     figures = slowed(log_of(tap))
     tap.close(60)
-    expect(directory, dict.fromkeys(_names(), many(40, 4) // 2 * many(BLOCK, 5)))
+    expect(directory, dict.fromkeys(_names(), many(200, 4) // 2 * many(BLOCK, 5)))
     return figures
 
 
@@ -220,7 +226,7 @@ def lock_torch(directory: Path) -> Figures:
 
     figures = slowed(log)
     writer.close()
-    expect(directory, dict.fromkeys(names, many(40, 4) // 2 * many(BLOCK, 5)))
+    expect(directory, dict.fromkeys(names, many(200, 4) // 2 * many(BLOCK, 5)))
     return figures
 
 

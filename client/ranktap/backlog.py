@@ -99,7 +99,7 @@ class Backlog:
 
     @property
     def unsent(self) -> int:
-        return len(self) - self._window.in_flight
+        return self.last_number - self._acknowledged - self._window.in_flight
 
     @property
     def held_bytes(self) -> int:
@@ -213,9 +213,8 @@ class Backlog:
         """Nothing is in flight any more."""
         self._window.rewind()
 
-    def acknowledged(self, number: int) -> list[tuple[int, Count]]:
-        """Forget all batches up to `number`: the number and the records of each that was in
-        memory."""
+    def acknowledged(self, number: int) -> list[Numbered[Item]]:
+        """Forget all batches up to `number`, and return those that were in memory."""
         # A daemon cannot have more than there is.
         number = min(number, self.last_number)
         released = self._window.acknowledged(number)
@@ -225,7 +224,7 @@ class Backlog:
         self._loaded = max(self._loaded, self._acknowledged)
         if self._spool is not None and self.is_on_disk:
             self._forget(self._spool)
-        return [(numbered.number, Count.of(numbered.batch)) for numbered in released]
+        return released
 
     def _forget(self, spool: Spool) -> None:
         try:

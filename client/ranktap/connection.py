@@ -40,6 +40,11 @@ asked for anything else. Clocks drift by 75 us in that time."""
 REFUSED_RETRY_S = 30.0
 """How soon a daemon that does not let this key in is tried again, give or take a half: a
 handshake costs it 4 ms, and a job may have thousands of ranks."""
+# As plain numbers: those of zmq are enums, and each use of one calls two functions of Python.
+_MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
+_LAST = int(zmq.NOBLOCK)
+_READABLE = int(zmq.POLLIN)
+
 ANSWERS_S = 1.0
 """For a socket of this machine: only one whose listener hangs takes longer than microseconds."""
 
@@ -190,14 +195,14 @@ class Connection:
         Whether the descriptor `wake` can be read; answers are waited for with `listens`, room
         in the socket's queue where it was full, and what the door says always.
         """
-        poller = zmq.Poller()
-        poller.register(wake, zmq.POLLIN)
+        waited_for: list[tuple[Any, int]] = [(wake, _READABLE)]
         if self._socket is not None and listens:
-            events = zmq.POLLIN | (zmq.POLLOUT if self.is_blocked else 0)
-            poller.register(self._socket, events)
+            events = _READABLE | (int(zmq.POLLOUT) if self.is_blocked else 0)
+            waited_for.append((self._socket, events))
         if self._door is not None:
-            poller.register(self._door.socket, zmq.POLLIN)
-        return wake in dict(poller.poll(math.ceil(timeout_s * 1_000)))
+            waited_for.append((self._door.socket, _READABLE))
+        ready = zmq.zmq_poll(waited_for, timeout=math.ceil(timeout_s * 1_000))
+        return wake in dict(ready)
 
     def receive(self) -> DaemonMessage | None:
         """The next answer; None: there is none yet. What is no answer is told and passed over.
@@ -205,11 +210,9 @@ class Connection:
         Raises:
             FrameError: the daemon speaks another version of the protocol.
         """
-        while self._socket is not None:
-            try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return None
+        # Asked first: most often there is none, and an exception costs as much as an answer.
+        while self._socket is not None and int(self._socket.get(zmq.EVENTS)) & _READABLE:
+            parts = self._socket.recv_multipart(_LAST)
             try:
                 answer = frames.read_answer(parts)
             except FrameError as error:
@@ -257,9 +260,14 @@ class Connection:
     def send(self, parts: list[Buffer]) -> bool:
         """Send a batch; False when there is no room for it now."""
         assert self._socket is not None, "who is welcome has a socket"
+        flags = _MORE_FOLLOWS
         try:
-            # pyzmq copies frames under 64 KiB and refers to larger ones.
-            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)  # type: ignore[arg-type]
+            for number, part in enumerate(parts, 1):
+                if number == len(parts):
+                    flags = _LAST
+                # pyzmq copies frames under 64 KiB and refers to larger ones. There is room for
+                # all of a message, or for none: only its first frame can meet a full queue.
+                self._socket.send(part, flags, copy=False)  # type: ignore[arg-type]
         except zmq.Again:
             self.is_blocked = True
             return False

@@ -48,6 +48,8 @@ class Flushes:
 
     def has_unsealed(self) -> bool:
         """Whether one waits for something that is not in a batch yet."""
+        if not self._waiting:
+            return False
         # A copy: the threads that flush append to it.
         for flush in tuple(self._waiting):
             if flush.mark is None:

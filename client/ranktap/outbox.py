@@ -23,7 +23,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class Sealed:
         return self.scalar_bytes + self.blob_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Mark:
     """How much had been logged at a moment, counted from the beginning, in items of its queues."""
 
@@ -115,7 +115,7 @@ class Outbox:
         count."""
         self._taken = Mark(0, 0, 0)
         self._closed = False
-        self._set_row_limit()
+        self._update_row_limit()
 
     # -- the training thread's side ---------------------------------------------------
 
@@ -231,17 +231,18 @@ class Outbox:
         """The next batch: records in the order in which they came, a kind at a time; None when
         nothing has arrived."""
         columns = self._take_columns()
-        blobs, blob_bytes = self._take_blobs()
-        if columns is None and not blobs:
-            self._set_row_limit()
-            return None
-        scalar_bytes = BATCH_BYTES
+        blobs, blob_bytes = self._take_blobs() if self._blobs else ([], 0)
+        scalar_bytes = 0
         if columns is not None:
-            scalar_bytes += len(columns) * COLUMN_ROW_BYTES + sum(map(len, columns.tags))
+            scalar_bytes = len(columns.value) * COLUMN_ROW_BYTES + sum(map(len, columns.tags))
+        if columns is not None or blobs:
+            scalar_bytes += BATCH_BYTES
         with self._lock:
             self._scalar_bytes += scalar_bytes
             self._sealed_blob_bytes += blob_bytes
-        self._set_row_limit()
+            self._update_row_limit()
+        if columns is None and not blobs:
+            return None
         batch = Batch(columns, blobs, self.dropped_scalars, self.dropped_blobs)
         return Sealed(batch, scalar_bytes, blob_bytes)
 
@@ -251,14 +252,10 @@ class Outbox:
             self._scalar_bytes -= sealed.scalar_bytes
             self._blob_bytes -= sealed.blob_bytes
             self._sealed_blob_bytes -= sealed.blob_bytes
-        self._set_row_limit()
-
-    def _set_row_limit(self) -> None:
-        with self._lock:
             self._update_row_limit()
 
     def _update_row_limit(self) -> None:
-        """The caller holds the lock."""
+        """The caller holds the lock, or nobody else has the outbox yet."""
         self.pending_blob_bytes = self._blob_bytes - self._sealed_blob_bytes
         if not self._closed:
             free = self.memory_bytes - self._scalar_bytes - self._blob_bytes
@@ -268,8 +265,7 @@ class Outbox:
         count = min(len(self.rows) // ROW_ITEMS, limits.SCALARS)
         taken = self.rows[: count * ROW_ITEMS]
         del self.rows[: count * ROW_ITEMS]
-        rows = count
-        left_queue = 0
+        self._taken.rows += count * ROW_ITEMS
         while self._scalars and count < limits.SCALARS:
             scalar = self._scalars[0]
             is_here = _is_here(scalar.value.arrived)
@@ -283,24 +279,19 @@ class Outbox:
                 self._scalars.popleft()
                 self._scalar_bytes -= DEVICE_SCALAR_BYTES
                 self.dropped_scalars += not is_here
-            left_queue += 1
-        self._taken = replace(
-            self._taken,
-            rows=self._taken.rows + rows * ROW_ITEMS,
-            scalars=self._taken.scalars + left_queue,
-        )
+            self._taken.scalars += 1
         return self._columns(taken) if count else None
 
     def _columns(self, rows: list[int | float]) -> Columns:
         index = np.array(rows[0::ROW_ITEMS], np.int32)
         # This batch's own tag table: only what occurs in it, in the order of first use.
-        used = np.flatnonzero(np.bincount(index))
+        (used,) = np.bincount(index).nonzero()
         local = np.empty(int(used[-1]) + 1, np.int32)
         local[used] = np.arange(len(used), dtype=np.int32)
-        tags = [self.tags[i] for i in used.tolist()]
+        chosen = used.tolist()
         return Columns(
-            tags=tags,
-            across=np.array([self.codes[i] for i in used.tolist()], np.uint8),
+            tags=[*map(self.tags.__getitem__, chosen)],
+            across=np.array([*map(self.codes.__getitem__, chosen)], np.uint8),
             tag_index=local[index],
             step=np.array(rows[1::ROW_ITEMS], np.int64),
             wall_time=np.array(rows[2::ROW_ITEMS], np.float64),
@@ -309,7 +300,7 @@ class Outbox:
 
     def _take_blobs(self) -> tuple[list[Blob], int]:
         blobs: list[Blob] = []
-        total = header_bytes = frames = lost = 0
+        total = header_bytes = frames = 0
         while self._blobs and len(blobs) < limits.BLOBS // 2:
             pending = self._blobs[0]
             is_here = _is_here(pending.arrived)
@@ -317,7 +308,7 @@ class Outbox:
                 break
             if is_here is None or not _may_travel(pending.blob):
                 self._blobs.popleft()
-                lost += 1
+                self._taken.blobs += 1
                 with self._lock:
                     self._blob_bytes -= pending.nbytes
                     self.dropped_blobs += 1
@@ -332,9 +323,9 @@ class Outbox:
             ):
                 break
             self._blobs.popleft()
+            self._taken.blobs += 1
             blobs.append(pending.blob)
             total += nbytes
-        self._taken = replace(self._taken, blobs=self._taken.blobs + len(blobs) + lost)
         return blobs, total
 
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 
 from ranktap import about, keys
-from ranktap.backlog import Backlog
+from ranktap.backlog import Backlog, Count
 from ranktap.connection import Connection
 from ranktap.finite import FiniteWatch
 from ranktap.flushes import Flushes
@@ -248,6 +248,12 @@ class Sender:
 
     def _hear(self, answer: DaemonMessage) -> None:
         match answer:
+            case Ack():
+                self._pacing.asked(answer.interval)
+                if answer.sent is not None:
+                    self._connection.hear_clock(answer.sent, answer)
+                if self._connection.is_welcomed:
+                    self._release(answer.number)
             case Welcome():
                 self._release(answer.last)
                 self._backlog.rewind()
@@ -261,12 +267,6 @@ class Sender:
                         "run", "ranktap: another job writes to run %r; this one is run %r",
                         self._hello.run, answer.run,
                     )  # fmt: skip
-            case Ack():
-                self._pacing.asked(answer.interval)
-                if answer.sent is not None:
-                    self._connection.hear_clock(answer.sent, answer)
-                if self._connection.is_welcomed:
-                    self._release(answer.number)
             case ByeAnswer():
                 self._said_goodbye = True
             case Error():
@@ -292,9 +292,10 @@ class Sender:
     def _release(self, number: int) -> None:
         if number >= self._backlog.first_unacknowledged:
             self._moved_at = time.monotonic()
-        for released, records in self._backlog.acknowledged(number):
-            if released in self._refused:
-                self._refused.remove(released)
+        for released in self._backlog.acknowledged(number):
+            if released.number in self._refused:
+                self._refused.remove(released.number)
+                records = Count.of(released.batch)
                 self._outbox.drop_scalars(records.scalars)
                 self._outbox.drop_blobs(records.blobs)
 
@@ -312,13 +313,16 @@ class Sender:
                     or (self._spool is not None and self._outbox.is_crowded)
                 )
                 is_due = due and not self._backlog.unsent
-                if self._backlog.is_on_disk and now >= self._next_keep_at:
+                if now >= self._next_keep_at and self._backlog.is_on_disk:
                     is_due = True
                 if not large and not is_due:
                     return
             sealed = self._outbox.take()
             if sealed is None:
                 return
+            # One batch has all scalars. Those that are logged while it is sent have time until the
+            # next turn: every batch costs the training a change of threads.
+            due = due and self._outbox.pending_blob_bytes > 0
             told = self._finite.look(sealed.batch)
             if told is not None:
                 logger.warning("ranktap: rank %d: %s", self._hello.rank, told)
@@ -370,7 +374,7 @@ class Sender:
     def _send(self) -> None:
         connection = self._connection
         connection.is_blocked = False
-        while connection.is_welcomed:
+        while connection.is_welcomed and self._backlog.unsent:
             now = time.monotonic()
             numbered = self._backlog.due(now)
             if numbered is None:

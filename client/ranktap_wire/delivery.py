@@ -42,17 +42,18 @@ class SendWindow(Generic[BatchT]):
 
     max_bytes: int
     max_messages: int
-    _held: deque[Numbered[BatchT]] = field(default_factory=deque)
-    _in_flight: int = 0
-    _in_flight_bytes: int = 0
-    _held_bytes: int = 0
-    _last_number: int = 0
+    in_flight: int = field(default=0, init=False)
+    """Batches. Like the next one, for everyone to read, and for the window alone to set."""
+    held_bytes: int = field(default=0, init=False)
+    _held: deque[Numbered[BatchT]] = field(default_factory=deque, init=False)
+    _in_flight_bytes: int = field(default=0, init=False)
+    _last_number: int = field(default=0, init=False)
 
     def push(self, batch: BatchT, nbytes: int) -> int:
         """Number a batch; it is kept until acknowledged."""
         self._last_number += 1
         self._held.append(Numbered(self._last_number, batch, nbytes))
-        self._held_bytes += nbytes
+        self.held_bytes += nbytes
         return self._last_number
 
     def due(self) -> Numbered[BatchT] | None:
@@ -60,12 +61,12 @@ class SendWindow(Generic[BatchT]):
 
         One batch is always let through, so that one larger than the window cannot stall it.
         """
-        if self._in_flight == len(self._held) or self._in_flight >= self.max_messages:
+        if self.in_flight == len(self._held) or self.in_flight >= self.max_messages:
             return None
-        batch = self._held[self._in_flight]
-        if self._in_flight and self._in_flight_bytes + batch.nbytes > self.max_bytes:
+        batch = self._held[self.in_flight]
+        if self.in_flight and self._in_flight_bytes + batch.nbytes > self.max_bytes:
             return None
-        self._in_flight += 1
+        self.in_flight += 1
         self._in_flight_bytes += batch.nbytes
         return batch
 
@@ -86,33 +87,33 @@ class SendWindow(Generic[BatchT]):
     def take_back(self) -> list[Numbered[BatchT]]:
         """Hand back what is not in flight, in order, as if it had not been pushed."""
         taken: deque[Numbered[BatchT]] = deque()
-        while len(self._held) > self._in_flight:
+        while len(self._held) > self.in_flight:
             batch = self._held.pop()
-            self._held_bytes -= batch.nbytes
+            self.held_bytes -= batch.nbytes
             self._last_number -= 1
             taken.appendleft(batch)
         return list(taken)
 
     def unsend(self) -> None:
         """Take back the last `due()`: the socket did not accept it."""
-        self._in_flight -= 1
-        self._in_flight_bytes -= self._held[self._in_flight].nbytes
+        self.in_flight -= 1
+        self._in_flight_bytes -= self._held[self.in_flight].nbytes
 
     def acknowledged(self, number: int) -> list[Numbered[BatchT]]:
         """Forget all batches up to `number`, and return them. An older number changes nothing."""
         released = []
         while self._held and self._held[0].number <= number:
             batch = self._held.popleft()
-            self._held_bytes -= batch.nbytes
-            if self._in_flight:
-                self._in_flight -= 1
+            self.held_bytes -= batch.nbytes
+            if self.in_flight:
+                self.in_flight -= 1
                 self._in_flight_bytes -= batch.nbytes
             released.append(batch)
         return released
 
     def rewind(self) -> None:
         """Nothing is in flight any more: send again from the first that is held."""
-        self._in_flight = 0
+        self.in_flight = 0
         self._in_flight_bytes = 0
 
     @property
@@ -121,16 +122,8 @@ class SendWindow(Generic[BatchT]):
         return self._held[0].number if self._held else self._last_number + 1
 
     @property
-    def in_flight(self) -> int:
-        return self._in_flight
-
-    @property
     def unsent(self) -> int:
-        return len(self._held) - self._in_flight
-
-    @property
-    def held_bytes(self) -> int:
-        return self._held_bytes
+        return len(self._held) - self.in_flight
 
     def __len__(self) -> int:
         return len(self._held)

@@ -254,10 +254,13 @@ def read_answer(frames: Frames) -> DaemonMessage:
             interval=_optional(head, "interval"),
         )
     if kind == "ack":
+        last = integer_field(head, "number", 0, STEP_MAX)
+        if len(head) == 2:
+            return Ack(last)  # the usual one
         sent, now, held, interval = (
             _optional(head, name) for name in ("sent", "now", "held", "interval")
         )
-        return Ack(integer_field(head, "number", 0, STEP_MAX), sent, now, held, interval)
+        return Ack(last, sent, now, held, interval)
     if kind == "bye":
         return ByeAnswer()
     if kind == "probe":

@@ -5,10 +5,10 @@ It is what a stranger controls first, so nothing of it is taken for what it shou
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgpack
-import numpy as np
 
 from ranktap_wire import limits
 from ranktap_wire.messages import SESSION_ID_BYTES, Code, FrameError, Frames
@@ -93,6 +93,6 @@ def finite_field(head: dict[str, Any], name: str) -> float:
         FrameError: it is none, or missing.
     """
     value = head.get(name)
-    if type(value) is not float or not np.isfinite(value):
+    if type(value) is not float or not math.isfinite(value):
         raise FrameError(Code.REFUSED, f"{name}: expected a finite number, got {shown(value)}")
     return value

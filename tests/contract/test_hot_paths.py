@@ -28,9 +28,10 @@ import zmq
 
 from ranktap.keys import Address
 from ranktap.outbox import Outbox, Sealed
+from ranktap.sender import Sender
 from ranktap.tap import Tap
 from ranktap_wire import frames
-from ranktap_wire.messages import Hello
+from ranktap_wire.messages import Ack, Hello, Welcome
 from ranktap_wire.records import Across, Batch, Blob, Buffer, Kind, byte_view
 from ranktap_wire.segment import Entry, Position
 from ranktapd.config import Config
@@ -216,6 +217,55 @@ def test_a_picture_is_sent_from_where_its_copy_lies() -> None:
     peak = peak_bytes(lambda: frames.pack_batch(SESSION, 1, batch))
     # msgpack reserves 256 KiB for a header, of which it touches what it writes.
     hold("batch of a picture: bytes besides the picture", peak, 300_000)
+
+
+def test_a_turn_of_the_sender_calls_few_functions_while_it_has_the_interpreter(
+    tmp_path: Path,
+) -> None:
+    endpoint = f"ipc://{tmp_path}/d"
+    outbox = outbox_with(0)
+    hello = Hello(SESSION, "run", 1, 2, "host", 1, 1, 0.0)
+    # Its thread is not started: this one takes the turns, so that they can be counted.
+    sender = Sender(outbox, hello, lambda: Address(endpoint))
+    context = zmq.Context()
+    daemon = context.socket(zmq.ROUTER)
+    daemon.bind(endpoint)
+    daemon.setsockopt(zmq.RCVTIMEO, 30_000)
+    try:
+        sender._connection.open()
+        sender._connection.connect()
+        peer, *_ = daemon.recv_multipart()
+        daemon.send_multipart([peer, *frames.pack_answer(Welcome(last=0))])
+        while not sender._connection.is_welcomed:
+            sender._turn()
+        numbers = itertools.count(1)
+
+        def batch_turn() -> Calls:
+            """The turn that sends 250 scalars."""
+            outbox.rows += outbox_with(250).rows
+            calls = Calls(sender._turn)
+            while outbox:  # an answer has woken it before it was time
+                calls = Calls(sender._turn)
+            message = daemon.recv_multipart()
+            while b"beat" in message[1]:
+                message = daemon.recv_multipart()
+            assert len(message) == 8
+            daemon.send_multipart([peer, *frames.pack_answer(Ack(next(numbers)))])
+            assert sender._connection._socket is not None
+            sender._connection._socket.poll(30_000)
+            return calls
+
+        batch_turn()
+        turns = [batch_turn() for _ in range(5)]
+        sender._turn()
+        idle = min(Calls(sender._turn).python for _ in range(3))
+        hold("a turn with a batch: functions of Python", min(turn.python for turn in turns), 75)
+        hold("a turn without one: functions of Python", idle, 30)
+    finally:
+        sender._connection.disconnect()
+        sender._connection.close()
+        daemon.close(linger=0)
+        context.destroy(linger=0)
 
 
 # -- in the intake ------------------------------------------------------------------------
