@@ -33,20 +33,20 @@ def _tags(count: int) -> list[str]:
     return [f"section{number % 100}/value{number}" for number in range(count)]
 
 
-def _of_tags(through: Callable[..., float], total: int, log_scalar: str, **named: Any) -> Any:
+def _of_tags(through: Callable[..., list[float]], total: int, log_scalar: str, **named: Any) -> Any:
     def side(directory: Path) -> Figures:
         figures: Figures = {}
         for name, count in TAG_COUNTS.items():
             tags = _tags(many(count, min(count, 50)))
             steps = max(1, many(total, 100) // len(tags))
 
-            def log(logger: Any, tags: list[str] = tags, steps: int = steps) -> None:
+            def log(logger: Any, _: int, tags: list[str] = tags, steps: int = steps) -> None:
                 scalar = getattr(logger, log_scalar)
                 for step in range(steps):
                     for tag in tags:
                         scalar(tag, 0.5, step)
 
-            seconds = through(directory / name, log, dict.fromkeys(tags, steps), **named)
+            (seconds,) = through(directory / name, log, dict.fromkeys(tags, steps), **named)
             figures[name] = steps * len(tags) / seconds
         return figures
 

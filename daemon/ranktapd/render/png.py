@@ -41,6 +41,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels: grey, grey with alpha, RGB, RGBA
 _SUB, _UP = 1, 2
 _DEFLATE_LEVEL = 2
+_COST_BLOCK, _COST_STRIDE = 64, 4
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -111,8 +112,15 @@ def _filtered(rows: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
 
 
 def _cost(differences: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """The sum of each row's bytes, taken as signed, without their signs."""
+    """The sum of each row's bytes, taken as signed, without their signs; of a long row, of every
+    fourth 64 bytes, which tells which filter is the better as well (of the photo above by 60
+    bytes of the file) in less than half the time."""
+    height, length = differences.shape
+    blocks = length // (_COST_STRIDE * _COST_BLOCK)
+    if blocks:
+        used = differences[:, : blocks * _COST_STRIDE * _COST_BLOCK]
+        differences = used.reshape(height, blocks, _COST_STRIDE, _COST_BLOCK)[:, :, 0]
     # abs(-128) is -128 in int8, whose bits are 128 in uint8.
-    magnitudes = np.abs(differences.view(np.int8)).view(np.uint8)
+    magnitudes = np.abs(differences.view(np.int8)).view(np.uint8).reshape(height, -1)
     total: NDArray[np.uint32] = magnitudes.sum(axis=1, dtype=np.uint32)
     return total
