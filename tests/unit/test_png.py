@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from isal import isal_zlib
 from PIL import Image
 
 from ranktapd.render import png
@@ -127,12 +128,23 @@ def test_fingerprint_follows_the_encoder(monkeypatch: pytest.MonkeyPatch) -> Non
     encoder_fingerprint.cache_clear()
     here = encoder_fingerprint()
     assert len(here) == 8
-    encoder_fingerprint.cache_clear()
-    monkeypatch.setattr(png, "_DEFLATE_LEVEL", 1)
-    assert encoder_fingerprint() != here
+    for share, every_level in ((0, 1), (2, 2)):
+        encoder_fingerprint.cache_clear()
+        monkeypatch.setattr(png, "_LEVEL_SHARE", share)
+        assert encoder_fingerprint() != here, every_level
     encoder_fingerprint.cache_clear()
     monkeypatch.undo()
     assert encoder_fingerprint() == here
+
+
+def test_what_has_flat_areas_is_searched_for_repetitions_and_what_has_none_is_not() -> None:
+    y, x = np.mgrid[0:64, 0:64]
+    photo = ((np.sin(x / 9) + np.cos(y / 7) + 2) * 60 + noise((64, 64)) % 8).astype(np.uint8)
+    blobs = np.where(photo > 128, photo, 0).astype(np.uint8)
+    for pixels, level in ((photo, 1), (blobs, 2)):
+        idat = dict(chunks(encode_png(pixels[..., None])))[b"IDAT"]
+        rows = zlib.decompress(idat)
+        assert idat == isal_zlib.compress(rows, level) != isal_zlib.compress(rows, 3 - level)
 
 
 @pytest.mark.parametrize(
