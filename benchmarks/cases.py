@@ -27,6 +27,9 @@ END_TAG = "the-end-of-this-measurement"
 
 Figures = dict[str, float]
 
+FIRST, THEN = "first burst", "then"
+"""A process's first burst touches memory, and pages of the page cache, for the first time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -83,14 +86,34 @@ def loops_us(call: Callable[[int], object], flush: Callable[[], object], count: 
     first = per_call_us(call, count)
     flush()
     tight = per_call_us(lambda i: call(count + i), count)
-    return {"first burst": first, "tight loop": tight}
+    return {FIRST: first, "tight loop": tight}
 
 
 # -- in the training thread ---------------------------------------------------------------
 
 
-COPY = "paced, a copy of it alone"
+PACED = {"paced": 10, "paced, one at a time": 1}
+"""Calls in a burst. The first of one is the dear one; where a step logs one picture, all are."""
+COPY = "paced, one at a time, a copy of it alone"
 """What no snapshot can be below."""
+
+
+def paced_us(call: Callable[[int], object], bursts: int) -> Figures:
+    """Microseconds of a call in bursts with 50 ms between, of ten and of one."""
+    figures, first = {}, 10_000
+    for name, size in PACED.items():
+        figures[name] = per_call_us(
+            lambda i, first=first: call(first + i),  # type: ignore[misc]
+            bursts * size,
+            burst=size,
+        )
+        first += bursts * size
+    return figures
+
+
+def paced_points(bursts: int) -> int:
+    """How many calls those are."""
+    return bursts * sum(PACED.values())
 
 
 def copy_us(array: np.ndarray[Any, Any], count: int) -> float:
@@ -133,54 +156,50 @@ def scalar_calls_torch(directory: Path) -> Figures:
 
 
 def image_calls_ranktap(directory: Path) -> Figures:
-    tap, picture, tight, paced = open_tap(directory), image(), many(50, 2), many(30, 2)
+    tap, picture, tight, bursts = open_tap(directory), image(), many(50, 2), many(30, 2)
     tap.image("warm-up/first", picture, 0)  # the first call imports what it needs
     figures = loops_us(lambda i: tap.image("tight", picture, i), lambda: tap.flush(60), tight)
-    figures["paced"] = per_call_us(lambda i: tap.image("paced", picture, i), paced, burst=1)
-    figures[COPY] = copy_us(picture, paced)
+    figures |= paced_us(lambda i: tap.image("paced", picture, i), bursts)
+    figures[COPY] = copy_us(picture, bursts)
     tap.close(60)
-    expect(directory, {"tight": 2 * tight, "paced": paced})
+    expect(directory, {"tight": 2 * tight, "paced": paced_points(bursts)})
     return figures
 
 
 def image_calls_torch(directory: Path) -> Figures:
-    writer, picture, count = open_torch(directory), image(), many(20, 1)
+    writer, picture, count, bursts = open_torch(directory), image(), many(20, 1), many(5, 1)
     writer.add_image("warm-up/first", picture, 0)
     figures = loops_us(lambda i: writer.add_image("tight", picture, i), writer.flush, count)
-    figures["paced"] = per_call_us(lambda i: writer.add_image("paced", picture, i), count, burst=1)
+    figures |= paced_us(lambda i: writer.add_image("paced", picture, i), bursts)
     writer.close()
-    expect(directory, {"tight": 2 * count, "paced": count})
+    expect(directory, {"tight": 2 * count, "paced": paced_points(bursts)})
     return figures
 
 
 def histogram_calls_ranktap(directory: Path) -> Figures:
-    tap, data, tight, paced = open_tap(directory), values(), many(15, 2), many(30, 2)
+    tap, data, tight, bursts = open_tap(directory), values(), many(15, 2), many(20, 2)
     tap.histogram("warm-up/first", data, 0)  # the first call imports what it needs
     figures = loops_us(lambda i: tap.histogram("tight", data, i), lambda: tap.flush(60), tight)
-    figures["paced"] = per_call_us(lambda i: tap.histogram("paced", data, i), paced, burst=1)
-    figures[COPY] = copy_us(data, paced)
+    figures |= paced_us(lambda i: tap.histogram("paced", data, i), bursts)
+    figures[COPY] = copy_us(data, bursts)
     tap.close(60)
-    expect(directory, {"tight": 2 * tight, "paced": paced})
+    expect(directory, {"tight": 2 * tight, "paced": paced_points(bursts)})
     return figures
 
 
 def histogram_calls_torch(directory: Path) -> Figures:
-    writer, data, count = open_torch(directory), values(), many(15, 2)
+    writer, data, count, bursts = open_torch(directory), values(), many(15, 2), many(10, 1)
     writer.add_histogram("warm-up/first", data, 0)
     figures = loops_us(lambda i: writer.add_histogram("tight", data, i), writer.flush, count)
-    figures["paced"] = per_call_us(lambda i: writer.add_histogram("paced", data, i), count, burst=1)
+    figures |= paced_us(lambda i: writer.add_histogram("paced", data, i), bursts)
     writer.close()
-    expect(directory, {"tight": 2 * count, "paced": count})
+    expect(directory, {"tight": 2 * count, "paced": paced_points(bursts)})
     return figures
 
 
 # -- end to end ---------------------------------------------------------------------------
 
 TAGS = [f"layer{number}/value" for number in range(20)]
-
-
-FIRST, THEN = "first burst", "then"
-"""A process's first burst touches memory, and pages of the page cache, for the first time."""
 
 
 def seconds_through_ranktap(
@@ -242,6 +261,19 @@ def scalars_through_ranktap(directory: Path) -> Figures:
         for step in range(burst * steps, (burst + 1) * steps):
             for tag in TAGS:
                 tap.scalar(tag, 0.5, step)
+
+    logged = dict.fromkeys(TAGS, steps)
+    seconds = seconds_through_ranktap(directory, log, logged, bursts=2, scalars=True)
+    return _a_second(steps * len(TAGS), seconds)
+
+
+def dicts_through_ranktap(directory: Path) -> Figures:
+    steps = many(100_000, 50)
+    values = dict.fromkeys(TAGS, 0.5)
+
+    def log(tap: ranktap.Tap, burst: int) -> None:
+        for step in range(burst * steps, (burst + 1) * steps):
+            tap.scalars(values, step)
 
     logged = dict.fromkeys(TAGS, steps)
     seconds = seconds_through_ranktap(directory, log, logged, bursts=2, scalars=True)
@@ -372,20 +404,28 @@ CASES = [
         "image-call",
         "`image` of 3x512x512 uint8, in the training thread",
         {"ranktap": image_calls_ranktap, "torch": image_calls_torch},
-        {"tight loop": ("times", 200), "paced": ("times", 200)},
-        {"first burst": "us", "tight loop": "us", "paced": "us", COPY: "us"},
+        dict.fromkeys(("tight loop", *PACED), ("times", 200)),
+        dict.fromkeys((FIRST, "tight loop", *PACED, COPY), "us"),
     ),
     Case(
         "histogram-call",
         "`histogram` of 1,000,000 float32, in the training thread",
         {"ranktap": histogram_calls_ranktap, "torch": histogram_calls_torch},
-        {"tight loop": ("times", 30), "paced": ("times", 30)},
-        {"first burst": "us", "tight loop": "us", "paced": "us", COPY: "us"},
+        dict.fromkeys(("tight loop", *PACED), ("times", 30)),
+        dict.fromkeys((FIRST, "tight loop", *PACED, COPY), "us"),
     ),
     Case(
         "scalars-end-to-end",
         "scalars of 20 tags, until readable in the event file",
         {"ranktap": scalars_through_ranktap, "torch": scalars_through_torch},
+        {FIRST: ("times", 100), THEN: ("times", 100)},
+        {FIRST: "1/s", THEN: "1/s"},
+        higher_is_better=True,
+    ),
+    Case(
+        "dicts-end-to-end",
+        "the same scalars, 20 in one call of `scalars` (torch: `add_scalar`)",
+        {"ranktap": dicts_through_ranktap, "torch": scalars_through_torch},
         {FIRST: ("times", 100), THEN: ("times", 100)},
         {FIRST: "1/s", THEN: "1/s"},
         higher_is_better=True,
