@@ -212,7 +212,10 @@ class Connection:
         """
         # Asked first: most often there is none, and an exception costs as much as an answer.
         while self._socket is not None and int(self._socket.get(zmq.EVENTS)) & _READABLE:
-            parts = self._socket.recv_multipart(_LAST)
+            received = [self._socket.recv(_LAST, copy=False)]
+            while received[-1].more:  # not `recv_multipart`, which asks the socket through an enum
+                received.append(self._socket.recv(_LAST, copy=False))
+            parts = [frame.bytes for frame in received]
             try:
                 answer = frames.read_answer(parts)
             except FrameError as error:

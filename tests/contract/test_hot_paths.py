@@ -41,6 +41,7 @@ from ranktapd.intake import Intake
 from ranktapd.runs import Run, RunPlace
 from ranktapd.status import Metrics
 from tests.support.counted import Calls
+from tests.support.messages import as_received
 
 SESSION = bytes(16)
 PICTURE = np.zeros((3, 512, 512), np.uint8)
@@ -276,12 +277,15 @@ class Arrivals:
 
     def __init__(self) -> None:
         self.waiting: deque[list[zmq.Frame]] = deque()
+        self._frames: deque[zmq.Frame] = deque()
         self.answers = 0
 
-    def recv_multipart(self, flags: int, copy: bool = True) -> list[zmq.Frame]:
-        if not self.waiting:
-            raise zmq.Again
-        return self.waiting.popleft()
+    def recv(self, flags: int, copy: bool) -> zmq.Frame:
+        if not self._frames:
+            if not self.waiting:
+                raise zmq.Again
+            self._frames += self.waiting.popleft()
+        return self._frames.popleft()
 
     def send_multipart(self, parts: list[Buffer], flags: int) -> None:
         self.answers += 1
@@ -311,8 +315,8 @@ class Desk:
     def arrive(self, messages: list[list[Buffer]]) -> None:
         """They are in the socket; making their frames is its work, not the intake's."""
         for message in messages:
-            parts = [zmq.Frame(bytes(byte_view(part))) for part in message]
-            self.arrivals.waiting.append([zmq.Frame(b"peer"), *parts])
+            parts = [bytes(byte_view(part)) for part in message]
+            self.arrivals.waiting.append(as_received([b"peer", *parts]))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import zmq
 
 from ranktap_wire import limits
 from ranktap_wire.messages import BatchMessage, Frames, Hello
@@ -158,6 +159,17 @@ def batch() -> Batch:
         dropped_blobs=1 << 40,
         clock=(-0.25, 0.0),
     )
+
+
+class _Followed(zmq.Frame):
+    """A frame of a message, as it was received, with another behind it."""
+
+    more = True
+
+
+def as_received(parts: list[bytes]) -> list[zmq.Frame]:
+    """A message's frames as a socket gives them, each saying whether another follows."""
+    return [*map(_Followed, parts[:-1]), zmq.Frame(parts[-1])]
 
 
 def as_bytes(parts: Frames) -> list[bytes]:

@@ -51,7 +51,7 @@ from ranktapd.retention import FinishedRuns
 from ranktapd.runs import Run, RunPlace
 from ranktapd.status import Metrics
 from tests.support.journals import flip_bit, read_journal
-from tests.support.messages import SESSION, as_bytes, blob, columns, hello
+from tests.support.messages import SESSION, as_bytes, as_received, blob, columns, hello
 
 OTHER = bytes(16)
 PEER, OTHER_PEER = b"peer", b"other peer"
@@ -65,15 +65,17 @@ class Router:
 
     def __init__(self) -> None:
         self.arrived: deque[list[bytes]] = deque()
+        self._frames: deque[zmq.Frame] = deque()
         self.said: list[tuple[bytes, DaemonMessage]] = []
         self.refuses: Exception | None = None
 
-    def recv_multipart(self, flags: int, copy: bool = True) -> list[Any]:
-        assert flags == zmq.NOBLOCK
-        if not self.arrived:
-            raise zmq.Again
-        parts = self.arrived.popleft()
-        return parts if copy else [zmq.Frame(part) for part in parts]
+    def recv(self, flags: int, copy: bool) -> zmq.Frame:
+        assert flags == zmq.NOBLOCK and not copy
+        if not self._frames:
+            if not self.arrived:
+                raise zmq.Again
+            self._frames += as_received(self.arrived.popleft())
+        return self._frames.popleft()
 
     def send_multipart(self, parts: list[Buffer], flags: int) -> None:
         assert flags == zmq.NOBLOCK
