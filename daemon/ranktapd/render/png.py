@@ -14,7 +14,7 @@ is the rule of thumb of the PNG specification (12.8). Measured at 512x512x3 on o
 core of an AMD EPYC (Genoa), with ISA-L at level 2, time to filter and size:
 
                             photo             64 feature maps     noise
-    Sub and Up by row       0.4 ms  468 kB    0.4 ms  267 kB      787 kB
+    Sub and Up by row       0.2 ms  468 kB    0.2 ms  267 kB      787 kB
     and Average             1.1 ms  463 kB    1.0 ms  261 kB      787 kB
     all five               12   ms  461 kB   10   ms  252 kB      787 kB
     Up alone                0.1 ms  471 kB    0.1 ms  284 kB      787 kB
