@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from ranktap_wire.messages import (
     Hello,
     Probe,
     ProbeAnswer,
+    Source,
     Welcome,
 )
 from ranktap_wire.records import Across, Batch, Blob, Buffer, Columns, Kind, Style, scalar_code
@@ -47,6 +49,7 @@ from ranktapd.entries import (
     RunBegins,
     SessionGone,
     SessionOpened,
+    SessionSource,
     SessionsSoFar,
     WindowsExpired,
     Words,
@@ -174,6 +177,10 @@ FROM_CLIENT: dict[str, tuple[object, Callable[[], list[Buffer]]]] = {
         hello := Hello(SESSION, "digits/lr=0.1", 1, 4, "node-7", 4_711, 6, WALL, ".x", -5, ABOUT),
         lambda: frames.pack_hello(hello),
     ),
+    "hello of a backlog": (
+        backlog := replace(hello, source=Source.BACKLOG),
+        lambda: frames.pack_hello(backlog),
+    ),
     "batch": (
         BatchMessage(SESSION, 1 << 40, BATCH),
         lambda: frames.pack_batch(SESSION, 1 << 40, BATCH),
@@ -189,7 +196,9 @@ FROM_CLIENT: dict[str, tuple[object, Callable[[], list[Buffer]]]] = {
 FROM_DAEMON: dict[str, DaemonMessage] = {
     "welcome": Welcome(5, daemon="0.1.0", limits={"record_bytes": 67_108_864}),
     "welcome to another run": Welcome(5, "digits/lr=0.1-2", daemon="0.1.0"),
+    "welcome to a crowd": Welcome(5, daemon="0.1.0", interval=0.5),
     "ack": Ack(5),
+    "ack to a crowd": Ack(5, interval=0.5),
     "ack of a beat": Ack(5, 12.5, WALL, 0.25),
     "bye answer": ByeAnswer(),
     "error": Error(Code.GAP, "batch 6 is missing", 5),
@@ -219,6 +228,7 @@ GROUPS: list[list[tuple[Words, list[bytes]]]] = [
             [],
         ),
     ],
+    [(SessionSource(SESSION, "live"), [])],
 ]
 
 
@@ -270,6 +280,7 @@ def test_a_segment_of_version_1_is_read_as_what_was_appended(tmp_path: Path) -> 
     assert read.damages == []
     assert read.ends_group == {
         1: True, 2: False, 3: True, 4: False, 5: False, 6: True, 7: False, 8: False, 9: True,
+        10: True,
     }  # fmt: skip
     for (words, others), found in zip(expected, read.entries.values(), strict=True):
         assert read_entry([memoryview(found[0])]) == words
@@ -281,8 +292,8 @@ def test_a_segment_of_version_1_is_continued(tmp_path: Path) -> None:
     path = segment_path(tmp_path, 1)
     path.write_bytes(SEGMENT.read_bytes())
     writer = JournalWriter(tmp_path)
-    assert (writer.last, writer.cut) == (9, None)
-    assert writer.append([[b"more"]]) == 10
+    assert (writer.last, writer.cut) == (10, None)
+    assert writer.append([[b"more"]]) == 11
     assert path.read_bytes().startswith(SEGMENT.read_bytes())
 
 
