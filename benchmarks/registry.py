@@ -5,6 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from benchmarks.array_sizes import ARRAY_CASES
+from benchmarks.call_cases import CALL_CASES
 from benchmarks.cases import CASES as LOGGING_CASES
 from benchmarks.cases import Case
 from benchmarks.cost_cases import COST_CASES
@@ -18,7 +19,7 @@ from benchmarks.windows_cases import WINDOWS_CASES
 from benchmarks.wire_cases import WIRE_CASES
 
 CASES = [
-    *LOGGING_CASES, DICT_CASE, *WINDOWS_CASES,
+    *CALL_CASES, *LOGGING_CASES, DICT_CASE, *WINDOWS_CASES,
     *WATCH_CASES,
     *RIVAL_CASES,
     *SCALAR_CASES, *ARRAY_CASES,
