@@ -263,14 +263,13 @@ class Connection:
     def send(self, parts: list[Buffer]) -> bool:
         """Send a batch; False when there is no room for it now."""
         assert self._socket is not None, "who is welcome has a socket"
-        flags = _MORE_FOLLOWS
+        *others, last = parts
         try:
-            for number, part in enumerate(parts, 1):
-                if number == len(parts):
-                    flags = _LAST
-                # pyzmq copies frames under 64 KiB and refers to larger ones. There is room for
-                # all of a message, or for none: only its first frame can meet a full queue.
-                self._socket.send(part, flags, copy=False)  # type: ignore[arg-type]
+            # pyzmq copies frames under 64 KiB and refers to larger ones. There is room for all of a
+            # message, or for none: only its first frame can meet a full queue.
+            for part in others:
+                self._socket.send(part, _MORE_FOLLOWS, copy=False)  # type: ignore[arg-type]
+            self._socket.send(last, _LAST, copy=False)  # type: ignore[arg-type]
         except zmq.Again:
             self.is_blocked = True
             return False
