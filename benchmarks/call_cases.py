@@ -83,57 +83,60 @@ def scalar_calls_torch(directory: Path) -> Figures:
     return figures
 
 
+def _array_calls(
+    call: Callable[[str, Any, int], object],
+    flush: Callable[[], object],
+    array: np.ndarray[Any, Any],
+    tight: int,
+    bursts: int,
+    singles: int,
+) -> tuple[Figures, dict[str, int]]:
+    """What `call(tag, array, step)` costs, and how many points of each tag that has logged."""
+    call("warm-up/first", array, 0)  # the first call imports what it needs
+    figures = loops_us(lambda i: call("tight", array, i), flush, tight)
+    figures |= paced_us(lambda i: call("paced", array, i), flush, bursts, singles)
+    return figures, {"tight": 2 * tight, "paced": bursts * BURST + singles}
+
+
 def image_calls_ranktap(directory: Path) -> Figures:
-    tap, picture, tight = open_tap(directory), image(), many(50, 2)
-    bursts, singles = many(20, 1), many(30, 2)
-    tap.image("warm-up/first", picture, 0)  # the first call imports what it needs
-    figures = loops_us(lambda i: tap.image("tight", picture, i), lambda: tap.flush(60), tight)
-    figures |= paced_us(
-        lambda i: tap.image("paced", picture, i), lambda: tap.flush(60), bursts, singles
+    tap, picture, singles = open_tap(directory), image(), many(30, 2)
+    figures, logged = _array_calls(
+        tap.image, lambda: tap.flush(60), picture, many(50, 2), many(20, 1), singles
     )
     figures[COPY] = copy_us(picture, singles)
     tap.close(60)
-    expect(directory, {"tight": 2 * tight, "paced": bursts * BURST + singles})
+    expect(directory, logged)
     return figures
 
 
 def image_calls_torch(directory: Path) -> Figures:
-    writer, picture, count = open_torch(directory), image(), many(20, 1)
-    bursts, singles = many(2, 1), many(20, 1)
-    writer.add_image("warm-up/first", picture, 0)
-    figures = loops_us(lambda i: writer.add_image("tight", picture, i), writer.flush, count)
-    figures |= paced_us(
-        lambda i: writer.add_image("paced", picture, i), writer.flush, bursts, singles
+    writer = open_torch(directory)
+    figures, logged = _array_calls(
+        writer.add_image, writer.flush, image(), many(20, 1), many(2, 1), many(20, 1)
     )
     writer.close()
-    expect(directory, {"tight": 2 * count, "paced": bursts * BURST + singles})
+    expect(directory, logged)
     return figures
 
 
 def histogram_calls_ranktap(directory: Path) -> Figures:
-    tap, data, tight = open_tap(directory), values(), many(15, 2)
-    bursts, singles = many(4, 1), many(30, 2)
-    tap.histogram("warm-up/first", data, 0)  # the first call imports what it needs
-    figures = loops_us(lambda i: tap.histogram("tight", data, i), lambda: tap.flush(60), tight)
-    figures |= paced_us(
-        lambda i: tap.histogram("paced", data, i), lambda: tap.flush(60), bursts, singles
+    tap, data, singles = open_tap(directory), values(), many(30, 2)
+    figures, logged = _array_calls(
+        tap.histogram, lambda: tap.flush(60), data, many(15, 2), many(4, 1), singles
     )
     figures[COPY] = copy_us(data, singles)
     tap.close(60)
-    expect(directory, {"tight": 2 * tight, "paced": bursts * BURST + singles})
+    expect(directory, logged)
     return figures
 
 
 def histogram_calls_torch(directory: Path) -> Figures:
-    writer, data, count = open_torch(directory), values(), many(15, 2)
-    bursts, singles = many(4, 1), many(15, 2)
-    writer.add_histogram("warm-up/first", data, 0)
-    figures = loops_us(lambda i: writer.add_histogram("tight", data, i), writer.flush, count)
-    figures |= paced_us(
-        lambda i: writer.add_histogram("paced", data, i), writer.flush, bursts, singles
+    writer = open_torch(directory)
+    figures, logged = _array_calls(
+        writer.add_histogram, writer.flush, values(), many(15, 2), many(4, 1), many(15, 2)
     )
     writer.close()
-    expect(directory, {"tight": 2 * count, "paced": bursts * BURST + singles})
+    expect(directory, logged)
     return figures
 
 
